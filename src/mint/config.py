@@ -1,0 +1,71 @@
+"""Settings, in two groups: the server's and the engine worker's.
+
+Everyone may import this module; it imports none of ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+DEFAULT_PORT = 8000
+DEFAULT_DATA_DIR = Path("~/.mint/data")
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """A base model to serve: the name clients use, and the local folder or Hugging Face name it is loaded from."""
+
+    name: str
+    location: str
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Limits of one engine worker.
+
+    Attributes:
+        max_batch_tokens: tokens of one training micro-batch; bounds the memory of a pass.
+        max_lora_rank: largest rank a run may ask for.
+        kv_cache_bytes: memory for keys and values of live samples.
+        kv_block_size: tokens in one block of that memory.
+        max_decode_batch: samples that may decode together.
+        max_resident_revisions: adapter revisions kept in memory for sampling.
+        num_threads: threads of the worker's tensor library; 0 leaves the choice to it.
+    """
+
+    max_batch_tokens: int = 8192
+    max_lora_rank: int = 256
+    kv_cache_bytes: int = 512 << 20
+    kv_block_size: int = 32
+    max_decode_batch: int = 256
+    max_resident_revisions: int = 64
+    num_threads: int = 0
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """What `mint serve` runs with.
+
+    Attributes:
+        api_keys: keys that may talk to this server; each is a tenant of its own.
+        long_poll_seconds: how long `retrieve_future` is held open; the SDK gives up after 45.
+        gap_seconds: how long a run waits for a sequence number that never arrives before it goes on without it.
+        max_body_bytes: largest request body, after decompression.
+    """
+
+    data_dir: Path
+    models: tuple[ModelSource, ...]
+    api_keys: tuple[str, ...]
+    host: str = "127.0.0.1"
+    port: int = DEFAULT_PORT
+    database_url: str | None = None
+    long_poll_seconds: float = 25.0
+    gap_seconds: float = 30.0
+    max_body_bytes: int = 256 << 20
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    @property
+    def checkpoint_dir(self) -> Path:
+        """Where checkpoints are committed."""
+        return self.data_dir / "checkpoints"

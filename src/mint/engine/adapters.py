@@ -1,0 +1,169 @@
+"""An adapter's weights in one flat buffer, and its files in PEFT's format.
+
+All A and B factors of an adapter are views of one contiguous float32 vector, and so are their gradients. An optimizer
+step, a zero-grad, a copy is then one pass over one buffer, however many layers there are.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mint.engine.core import LoraShape
+from mint.errors import BadRequestError
+from mint.models.lora import LinearSite, SiteWeights
+
+WEIGHTS_FILE = "adapter_model.safetensors"
+CONFIG_FILE = "adapter_config.json"
+
+
+@dataclass(frozen=True)
+class Block:
+    """Where one site's factors lie in the flat buffer: A first, row-major, then B."""
+
+    site: LinearSite
+    start: int
+    rank: int
+
+    @property
+    def middle(self) -> int:
+        """First element of B."""
+        return self.start + self.rank * self.site.in_features
+
+    @property
+    def stop(self) -> int:
+        """One past the last element of B."""
+        return self.middle + self.rank * self.site.out_features
+
+    def factors(self, flat: Tensor) -> tuple[Tensor, Tensor]:
+        """Views A (r, I) and B (O, r) of a flat buffer."""
+        a = flat[self.start : self.middle].view(self.rank, self.site.in_features)
+        b = flat[self.middle : self.stop].view(self.site.out_features, self.rank)
+        return a, b
+
+
+class AdapterLayout:
+    """The blocks of an adapter of a given shape, one per site that its flags train."""
+
+    def __init__(self, shape: LoraShape, sites: Sequence[LinearSite]) -> None:
+        trained = {"attn": shape.train_attn, "mlp": shape.train_mlp, "unembed": shape.train_unembed}
+        self.shape = shape
+        self.num_sites = len(sites)
+        self.blocks: list[Block] = []
+        start = 0
+        for site in sites:
+            if trained[site.kind]:
+                self.blocks.append(Block(site, start, shape.rank))
+                start = self.blocks[-1].stop
+        self.num_parameters = start
+
+    def initial_weights(self, device: torch.device) -> Tensor:
+        """A as PEFT's default (Kaiming uniform, a = √5, which is U(±1/√I)) drawn from the shape's seed; B = 0."""
+        generator = torch.Generator().manual_seed(self.shape.seed)
+        flat = torch.zeros(self.num_parameters)
+        for block in self.blocks:
+            a, _ = block.factors(flat)
+            torch.nn.init.kaiming_uniform_(a, a=math.sqrt(5), generator=generator)
+        return flat.to(device)
+
+
+class Adapter:
+    """Weights that a batch can run through; an `AdapterSlot` of the models layer.
+
+    Args:
+        flat: float32 (layout.num_parameters,), all factors.
+        grads: same shape, for a run in training; None for an immutable revision.
+    """
+
+    def __init__(self, layout: AdapterLayout, flat: Tensor, grads: Tensor | None = None) -> None:
+        self.layout = layout
+        self.flat = flat
+        self.scale = layout.shape.scale
+        self._sites: list[SiteWeights | None] = [None] * layout.num_sites
+        for block in layout.blocks:
+            grad_a, grad_b = block.factors(grads) if grads is not None else (None, None)
+            self._sites[block.site.index] = SiteWeights(*block.factors(flat), grad_a, grad_b)
+
+    def site(self, index: int) -> SiteWeights | None:
+        """See `AdapterSlot`."""
+        return self._sites[index]
+
+
+def save_adapter(adapter: Adapter, directory: Path, base_model: str) -> None:
+    """Write `adapter_model.safetensors` and `adapter_config.json` as `peft` reads them."""
+    tensors: dict[str, Tensor] = {}
+    for block in adapter.layout.blocks:
+        a, b = block.factors(adapter.flat)
+        tensors[_key(block.site, "A")] = a.clone()
+        tensors[_key(block.site, "B")] = b.clone()
+    save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
+    text = json.dumps(_peft_config(adapter.layout, base_model), indent=2, sort_keys=True)
+    (directory / CONFIG_FILE).write_text(text + "\n")
+
+
+def load_adapter(directory: Path, sites: Sequence[LinearSite], device: torch.device) -> tuple[AdapterLayout, Tensor]:
+    """Read what `save_adapter` wrote: its layout and a fresh flat buffer.
+
+    Raises:
+        BadRequestError: the files are missing or damaged, or are of another base model.
+    """
+    try:
+        config = json.loads((directory / CONFIG_FILE).read_text())
+        tensors = load_file(directory / WEIGHTS_FILE)
+    except (OSError, ValueError, SafetensorError) as error:
+        raise BadRequestError(f"the checkpoint cannot be read: {error}") from error
+    layout = AdapterLayout(_shape_of(config, tensors, sites), sites)
+    flat = torch.empty(layout.num_parameters, device=device)
+    for block in layout.blocks:
+        for factor, view in zip("AB", block.factors(flat), strict=True):
+            stored = tensors.pop(_key(block.site, factor), None)
+            if stored is None or stored.shape != view.shape:
+                raise BadRequestError(
+                    f"the checkpoint does not fit this base model: {_key(block.site, factor)} should be "
+                    f"{tuple(view.shape)} and is {None if stored is None else tuple(stored.shape)}"
+                )
+            view.copy_(stored)
+    if tensors:
+        raise BadRequestError(f"the checkpoint adapts layers that the base model lacks: {sorted(tensors)[0]}")
+    return layout, flat
+
+
+def _key(site: LinearSite, factor: str) -> str:
+    return f"base_model.model.{site.name}.lora_{factor}.weight"
+
+
+def _peft_config(layout: AdapterLayout, base_model: str) -> dict[str, Any]:
+    shape = layout.shape
+    return {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base_model,
+        "r": shape.rank,
+        "lora_alpha": shape.alpha,
+        "lora_dropout": 0.0,
+        "bias": "none",
+        "inference_mode": True,
+        "target_modules": sorted({block.site.name.rpartition(".")[2] for block in layout.blocks}),
+    }
+
+
+def _shape_of(config: dict[str, Any], tensors: dict[str, Tensor], sites: Sequence[LinearSite]) -> LoraShape:
+    """The shape that a PEFT folder holds, told by the tensors that are there."""
+    present = {site.kind for site in sites if _key(site, "A") in tensors}
+    return LoraShape(
+        rank=int(config["r"]),
+        alpha=float(config["lora_alpha"]),
+        seed=0,
+        train_attn="attn" in present,
+        train_mlp="mlp" in present,
+        train_unembed="unembed" in present,
+    )

@@ -1,0 +1,273 @@
+"""The nouns that dispatch and engine share, and the `Worker` protocol between them.
+
+Plain dataclasses and numpy arrays: nothing here knows of HTTP, SQL, owners or torch. A `Command` is what the
+server side asks of an engine worker; each has one `Result` type. All of them can be pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+Int32Array: TypeAlias = npt.NDArray[np.int32]
+Int64Array: TypeAlias = npt.NDArray[np.int64]
+FloatArray: TypeAlias = npt.NDArray[np.float32]
+LossInput: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.int64]
+
+StopReason = Literal["stop", "length"]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a served base model is. Filled by the engine worker once it has loaded the model.
+
+    `stop_token_ids` end a sample when the request does not say where to stop.
+    """
+
+    name: str
+    path: Path
+    architecture: str
+    vocab_size: int
+    max_context_length: int
+    stop_token_ids: tuple[int, ...]
+    max_lora_rank: int
+    num_parameters: int
+
+
+@dataclass(frozen=True)
+class LoraShape:
+    """Which linear layers a LoRA adapts and how: y = xW + (alpha / rank) · (xA)B (Hu et al., 2021, arXiv 2106.09685)."""
+
+    rank: int
+    seed: int
+    train_attn: bool = True
+    train_mlp: bool = True
+    train_unembed: bool = True
+    alpha: float = 32.0
+
+    @property
+    def scale(self) -> float:
+        """The factor in front of (xA)B."""
+        return self.alpha / self.rank
+
+
+@dataclass(frozen=True)
+class AdamParams:
+    """One AdamW step (Loshchilov & Hutter, 2019, arXiv 1711.05101); `grad_clip_norm` 0 means no clipping."""
+
+    learning_rate: float = 1e-4
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-12
+    weight_decay: float = 0.0
+    grad_clip_norm: float = 0.0
+
+
+@dataclass(frozen=True)
+class Datum:
+    """One training sequence: `tokens` int32 (N,); every loss input has shape (N,), int64 or float32."""
+
+    tokens: Int32Array
+    loss_inputs: dict[str, LossInput]
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How to draw one sample. `temperature` 0 is greedy; `top_k` -1 and `top_p` 1 switch those filters off."""
+
+    max_tokens: int
+    seed: int
+    temperature: float = 1.0
+    top_k: int = -1
+    top_p: float = 1.0
+    stop_token_ids: frozenset[int] = frozenset()
+    stop_bytes: tuple[bytes, ...] = ()
+
+
+@dataclass(frozen=True)
+class Revision:
+    """Immutable adapter weights on disk in PEFT format; `key` never names two different contents."""
+
+    key: str
+    directory: Path
+
+
+# --- commands -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CreateRun:
+    """Make a run: a fresh LoRA and a fresh optimizer."""
+
+    run_id: str
+    lora: LoraShape
+
+
+@dataclass(frozen=True)
+class RestoreRun:
+    """Make a run whose LoRA shape and weights, and on request optimizer, come from a checkpoint."""
+
+    run_id: str
+    directory: Path
+    with_optimizer: bool
+
+
+@dataclass(frozen=True)
+class LoadState:
+    """Replace the weights of a live run by a checkpoint's; without its optimizer, the optimizer starts afresh."""
+
+    run_id: str
+    directory: Path
+    with_optimizer: bool
+
+
+@dataclass(frozen=True)
+class ForwardBackward:
+    """A pass over some datums; gradients are added to the run's, unless `forward_only`."""
+
+    run_id: str
+    data: tuple[Datum, ...]
+    loss_fn: str
+    loss_config: dict[str, float] = field(default_factory=dict)
+    forward_only: bool = False
+
+    @property
+    def num_tokens(self) -> int:
+        """Positions in all datums."""
+        return sum(len(datum.tokens) for datum in self.data)
+
+
+@dataclass(frozen=True)
+class OptimStep:
+    """Apply the accumulated gradients and set them to zero."""
+
+    run_id: str
+    adam: AdamParams
+
+
+@dataclass(frozen=True)
+class SaveState:
+    """Write weights and optimizer to `directory`, which exists and is empty."""
+
+    run_id: str
+    directory: Path
+
+
+@dataclass(frozen=True)
+class ExportRevision:
+    """Write the weights to `directory`, which exists and is empty, as the revision `key`."""
+
+    run_id: str
+    directory: Path
+    key: str
+
+
+@dataclass(frozen=True)
+class UnloadRun:
+    """Forget a run and free its memory."""
+
+    run_id: str
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Draw `num_samples` continuations of `prompt` int32 (L,), L ≥ 1, from a revision or, with None, the base model."""
+
+    revision: Revision | None
+    prompt: Int32Array
+    num_samples: int
+    params: SamplingParams
+    prompt_logprobs: bool = False
+
+
+TrainingCommand: TypeAlias = (
+    CreateRun | RestoreRun | LoadState | ForwardBackward | OptimStep | SaveState | ExportRevision | UnloadRun
+)
+Command: TypeAlias = TrainingCommand | Sample
+
+
+# --- results --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunReady:
+    """A run exists on the worker; `lora` is its shape, also when that came from a checkpoint."""
+
+    lora: LoraShape
+
+
+@dataclass(frozen=True)
+class Passed:
+    """`logprobs`: per datum, the log-probability of each target under the current weights, float32 (N,)."""
+
+    logprobs: tuple[FloatArray, ...]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """Metrics of an optimizer step."""
+
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A folder was written and synced; `size_bytes` is the sum of its files."""
+
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Unloaded:
+    """The run's memory is free."""
+
+
+@dataclass(frozen=True)
+class SampledSequence:
+    """`tokens` int32 (n,) with `logprobs` float32 (n,), each of the distribution the token was drawn from."""
+
+    tokens: Int32Array
+    logprobs: FloatArray
+    stop_reason: StopReason
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """`prompt_logprobs` float32 (L,), NaN at index 0, which no token precedes; None unless asked for."""
+
+    sequences: tuple[SampledSequence, ...]
+    prompt_logprobs: FloatArray | None
+
+
+Result: TypeAlias = RunReady | Passed | Stepped | Saved | Unloaded | Sampled
+
+
+class Worker(Protocol):
+    """An engine worker as the dispatcher sees it, wherever it runs.
+
+    Commands of one run are executed in the order of the calls. `execute` raises the `MintError` a command failed
+    with, or `WorkerDiedError` when the worker is gone and nothing is known of the command.
+    """
+
+    @property
+    def info(self) -> ModelInfo:
+        """The base model that this worker keeps resident."""
+        ...
+
+    def execute(self, command: Command) -> Awaitable[Result]:
+        """Queue a command at once; await its result."""
+        ...
+
+    async def close(self) -> None:
+        """Stop the worker and free its device."""
+        ...
+
+
+class WorkerDiedError(Exception):
+    """The worker process ended with commands in flight."""

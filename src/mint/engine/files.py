@@ -1,0 +1,19 @@
+"""Folders that survive a crash once they are committed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def sync_folder(directory: Path) -> int:
+    """Flush a folder's files and entries to the disk; returns the size of its files in bytes."""
+    total = 0
+    for path in (*directory.iterdir(), directory):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+            total += os.fstat(descriptor).st_size if path is not directory else 0
+        finally:
+            os.close(descriptor)
+    return total

@@ -1,0 +1,101 @@
+"""A run's mutable half: weights, gradients, AdamW moments and step count.
+
+The arithmetic is `torch.optim.AdamW`'s own, run on the one flat parameter of the adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from mint.engine.adapters import Adapter, AdapterLayout, load_adapter, save_adapter
+from mint.engine.core import AdamParams, LoraShape
+from mint.errors import BadRequestError
+from mint.models.lora import LinearSite
+
+OPTIMIZER_FILE = "optimizer.safetensors"
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class TrainableAdapter:
+    """An adapter in training. Gradients accumulate in its buffer until `step`."""
+
+    def __init__(self, layout: AdapterLayout, flat: Tensor) -> None:
+        self._parameter = torch.nn.Parameter(flat)
+        self._parameter.grad = torch.zeros_like(flat)
+        self.adapter = Adapter(layout, self._parameter.detach(), self._parameter.grad)
+        # fused: one pass over the buffer; lr and the rest are set anew at each step
+        self._optimizer = torch.optim.AdamW([self._parameter], fused=True)
+
+    @classmethod
+    def create(cls, shape: LoraShape, sites: Sequence[LinearSite], device: torch.device) -> TrainableAdapter:
+        """A fresh adapter: A from the shape's seed, B = 0, so that it computes what the base does."""
+        layout = AdapterLayout(shape, sites)
+        return cls(layout, layout.initial_weights(device))
+
+    @classmethod
+    def load(
+        cls, directory: Path, sites: Sequence[LinearSite], device: torch.device, *, with_optimizer: bool
+    ) -> TrainableAdapter:
+        """Read a folder that `save` wrote; without its optimizer, or for a folder that has none, start afresh.
+
+        Raises:
+            BadRequestError: the files are missing or damaged, or are of another base model.
+        """
+        loaded = cls(*load_adapter(directory, sites, device))
+        if with_optimizer:
+            loaded._load_optimizer(directory)
+        return loaded
+
+    @property
+    def gradients(self) -> Tensor:
+        """Float32 (num_parameters,), accumulated since the last step."""
+        assert self._parameter.grad is not None
+        return self._parameter.grad
+
+    def step(self, params: AdamParams) -> dict[str, float]:
+        """Clip by global norm, apply AdamW, zero the gradients; returns the metrics of the step."""
+        clip = params.grad_clip_norm if params.grad_clip_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_([self._parameter], clip)
+        self._optimizer.param_groups[0].update(
+            lr=params.learning_rate,
+            betas=(params.beta1, params.beta2),
+            eps=params.eps,
+            weight_decay=params.weight_decay,
+        )
+        self._optimizer.step()
+        self.gradients.zero_()
+        return {"grad_norm": float(norm), "step": float(self.num_steps), "learning_rate": params.learning_rate}
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps taken since the moments were zero."""
+        state = self._optimizer.state.get(self._parameter)
+        return int(state["step"]) if state else 0
+
+    def save(self, directory: Path, base_model: str) -> None:
+        """Write the adapter in PEFT's format with the optimizer's moments beside it."""
+        save_adapter(self.adapter, directory, base_model)
+        state = self._optimizer.state.get(self._parameter) or {}
+        tensors = {name: state[name] for name in MOMENTS if name in state}
+        tensors["step"] = torch.tensor(self.num_steps, dtype=torch.int64)
+        save_file(tensors, directory / OPTIMIZER_FILE)
+
+    def _load_optimizer(self, directory: Path) -> None:
+        path = directory / OPTIMIZER_FILE
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise BadRequestError(f"the checkpoint has no optimizer state that can be read: {error}") from error
+        steps = int(tensors["step"])
+        if steps == 0:
+            return
+        moments = {name: tensors[name].to(self._parameter.device) for name in MOMENTS}
+        if any(moment.shape != self._parameter.shape for moment in moments.values()):
+            raise BadRequestError("the checkpoint's optimizer state does not fit its adapter")
+        self._optimizer.state[self._parameter] = {"step": torch.tensor(float(steps)), **moments}

@@ -1,0 +1,104 @@
+"""The worker process: `python -m mint.engine.worker FD`, started by the dispatcher with one end of a socket pair.
+
+The first message in is the model to load and the settings; the first message out is the `ModelInfo`, or the error.
+After that: numbered commands in, numbered answers out. The process ends when the other side closes.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import socket
+import sys
+from queue import SimpleQueue
+from threading import Thread
+from typing import TypeAlias
+
+import torch
+
+from mint.config import EngineConfig, ModelSource
+from mint.engine import channel
+from mint.engine.core import Command, ModelInfo
+from mint.engine.engine import Engine
+from mint.errors import MintError
+from mint.models.loading import load, load_tokenizer, locate, stop_token_ids
+from mint.models.token_bytes import token_bytes
+
+Message: TypeAlias = tuple[int, Command]
+Inbox: TypeAlias = "SimpleQueue[Message | None]"
+
+
+def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, ModelInfo]:
+    """Load a model and everything around it.
+
+    Raises:
+        ModelLoadError: the model cannot be found or cannot be served.
+    """
+    folder = locate(source.location)
+    model = load(source.location)
+    tokenizer = load_tokenizer(source.location)
+    vocab_size = model.config.vocab_size
+    info = ModelInfo(
+        name=source.name,
+        path=folder,
+        architecture=(model.config.architectures or [model.config.model_type])[0],
+        vocab_size=vocab_size,
+        max_context_length=model.config.max_position_embeddings,
+        stop_token_ids=stop_token_ids(source.location, model.config, tokenizer),
+        max_lora_rank=config.max_lora_rank,
+        num_parameters=model.num_parameters,
+    )
+    return Engine(model, info, config, token_bytes(tokenizer, vocab_size)), info
+
+
+def run(connection: socket.socket) -> None:
+    """Serve one server process until it closes the connection."""
+    source, config = channel.receive(connection)
+    if config.num_threads:
+        torch.set_num_threads(config.num_threads)
+    try:
+        engine, info = build_engine(source, config)
+    except MintError as error:
+        connection.sendall(channel.encode(error))
+        return
+    connection.sendall(channel.encode(info))
+    inbox: Inbox = SimpleQueue()
+    Thread(target=_receive_all, args=(connection, inbox), daemon=True).start()
+    while _submit_new(engine, inbox, connection):
+        for answer in engine.step():
+            connection.sendall(channel.encode(answer))
+
+
+def _submit_new(engine: Engine, inbox: Inbox, connection: socket.socket) -> bool:
+    """Queue what has arrived, waiting for something if the engine is idle; False when the server has gone."""
+    while not engine.has_work or not inbox.empty():
+        message = inbox.get()
+        if message is None:
+            return False
+        for answer in engine.submit(*message):
+            connection.sendall(channel.encode(answer))
+    return True
+
+
+def _receive_all(connection: socket.socket, inbox: Inbox) -> None:
+    try:
+        while True:
+            inbox.put(channel.receive(connection))
+    except (EOFError, OSError):
+        inbox.put(None)
+
+
+def main() -> None:
+    """Entry point of the process."""
+    # Ctrl-C reaches the whole process group; the server decides when this process ends
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
+    connection = socket.socket(fileno=int(sys.argv[1]))
+    try:
+        run(connection)
+    except (BrokenPipeError, ConnectionResetError):
+        pass  # the server has gone, and with it whoever waits for an answer
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,97 @@
+"""Everything MinT refuses, as types.
+
+A refusal names the field, the datum and the limit, so that a user can mend the request without reading our code.
+The HTTP status lives on the class; the one place that turns errors into responses is `mint.server.errors`.
+"""
+
+from __future__ import annotations
+
+
+class MintError(Exception):
+    """Base of all errors that MinT raises on purpose.
+
+    Attributes:
+        status: HTTP status of a response that carries this error.
+        category: the SDK's category of a failed future: "user" or "server".
+        field: path of the offending field in the request, such as `data[3].loss_fn_inputs.weights`.
+        datum: index of the offending datum in the request's `data`, where there is one.
+    """
+
+    status = 500
+    category = "server"
+
+    def __init__(self, message: str, *, field: str | None = None, datum: int | None = None) -> None:
+        super().__init__(f"{field}: {message}" if field else message)
+        self.field = field
+        self.datum = datum
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Errors cross the process border between engine worker and server."""
+        return _rebuild, (type(self), str(self), self.field, self.datum)
+
+
+def _rebuild(kind: type[MintError], text: str, field: str | None, datum: int | None) -> MintError:
+    error = kind(text)
+    error.field, error.datum = field, datum
+    return error
+
+
+class BadRequestError(MintError):
+    """The request can never succeed as it stands."""
+
+    status = 400
+    category = "user"
+
+
+class AuthenticationError(MintError):
+    """No key, or a key this server does not know."""
+
+    status = 401
+    category = "user"
+
+
+class PermissionDeniedError(MintError):
+    """The object exists and belongs to someone else."""
+
+    status = 403
+    category = "user"
+
+
+class NotFoundError(MintError):
+    """The named object does not exist."""
+
+    status = 404
+    category = "user"
+
+
+class ConflictError(MintError):
+    """The name is taken, or the number was used for something else."""
+
+    status = 409
+    category = "user"
+
+
+class GoneError(MintError):
+    """The object existed, or may have, and is no longer to be had."""
+
+    status = 410
+    category = "user"
+
+
+class TooLargeError(MintError):
+    """The body is larger than this server reads."""
+
+    status = 413
+    category = "user"
+
+
+class UnavailableError(MintError):
+    """The server cannot answer yet; the same request may succeed later."""
+
+    status = 503
+
+
+class ModelLoadError(MintError):
+    """A base model cannot be found or cannot be served."""
+
+    category = "user"

@@ -1,0 +1,93 @@
+"""The loss head: log-probabilities of given targets, and nothing of vocabulary size that outlives a chunk.
+
+log p(target) = logit[target] − logsumexp(logits). The backward pass recomputes a chunk's logits instead of keeping
+them: d logit = g · (onehot(target) − softmax(logits)).
+
+Shapes: T tokens, E hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mint.models.lora import LowRankPart, Segment, low_rank_parts
+
+CHUNK_ELEMENTS = 16 << 20
+"""Logits computed at a time: 64 MiB in float32."""
+
+
+class UnembeddingHead:
+    """The last linear layer, with the adapters of a batch, as logits or as log-probabilities of targets."""
+
+    def __init__(self, linear: nn.Linear, site: int) -> None:
+        self._linear = linear
+        self._site = site
+
+    def logits(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """(T, E) → float32 (T, V). No gradient: for sampling."""
+        with torch.no_grad():
+            return _chunk_logits(hidden, self._linear, low_rank_parts(segments, self._site))[0]
+
+    def target_logprobs(self, hidden: Tensor, targets: Tensor, segments: Sequence[Segment]) -> Tensor:
+        """(T, E) and int64 (T,) → float32 (T,), with gradients to `hidden` and to the adapters' factors."""
+        parts = low_rank_parts(segments, self._site)
+        result: Tensor = _TargetLogprobs.apply(hidden, targets, self._linear, parts)  # type: ignore[no-untyped-call]
+        return result
+
+
+def _chunk_logits(
+    hidden: Tensor, linear: nn.Linear, parts: Sequence[LowRankPart]
+) -> tuple[Tensor, list[Tensor]]:
+    """Logits of some rows, float32, and each part's (n, r) product."""
+    logits = nn.functional.linear(hidden, linear.weight, linear.bias)
+    projected = [part.add_forward(hidden, logits) for part in parts]
+    return logits.float(), projected
+
+
+def _chunks(rows: int, vocab: int, parts: Sequence[LowRankPart]) -> Iterator[tuple[slice, list[LowRankPart]]]:
+    """Cut rows so that a chunk's logits stay within CHUNK_ELEMENTS; parts are cut and shifted to match."""
+    step = max(1, CHUNK_ELEMENTS // vocab)
+    for start in range(0, rows, step):
+        stop = min(rows, start + step)
+        inside = []
+        for part in parts:
+            first, last = max(part.rows.start, start), min(part.rows.stop, stop)
+            if first < last:
+                inside.append(LowRankPart(slice(first - start, last - start), part.weights, part.scale))
+        yield slice(start, stop), inside
+
+
+class _TargetLogprobs(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, linear: nn.Linear, parts: list[LowRankPart]) -> Tensor:
+        normalizer = hidden.new_empty(len(hidden), dtype=torch.float32)
+        chosen = torch.empty_like(normalizer)
+        for rows, inside in _chunks(len(hidden), linear.out_features, parts):
+            logits, _ = _chunk_logits(hidden[rows], linear, inside)
+            torch.logsumexp(logits, dim=1, out=normalizer[rows])
+            chosen[rows] = logits.gather(1, targets[rows, None])[:, 0]
+        ctx.save_for_backward(hidden, targets, normalizer)
+        ctx.linear, ctx.parts = linear, parts
+        return chosen - normalizer
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        (grad,) = grads
+        hidden, targets, normalizer = ctx.saved_tensors
+        linear: nn.Linear = ctx.linear
+        grad_hidden = torch.empty_like(hidden)
+        for rows, inside in _chunks(len(hidden), linear.out_features, ctx.parts):
+            logits, projected = _chunk_logits(hidden[rows], linear, inside)
+            g = grad[rows, None]
+            grad_logits = logits.sub_(normalizer[rows, None]).exp_().mul_(-g)
+            grad_logits.scatter_add_(1, targets[rows, None], g)
+            grad_logits = grad_logits.to(linear.weight.dtype)
+            chunk_grad = grad_logits @ linear.weight
+            for part, xa in zip(inside, projected, strict=True):
+                part.add_backward(hidden[rows], xa, grad_logits, chunk_grad)
+            grad_hidden[rows] = chunk_grad
+        return grad_hidden, None, None, None

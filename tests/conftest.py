@@ -1,0 +1,43 @@
+"""Fixtures that more than one folder of tests uses."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def qwen_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Qwen3 with the tokenizer of mint/tiny; large initial weights, so that log-probabilities differ."""
+    import torch
+    from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+    from mint.tiny import model_path
+
+    folder = tmp_path_factory.mktemp("models") / "qwen3-random"
+    torch.manual_seed(0)
+    config = Qwen3Config(
+        vocab_size=2048,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        tie_word_embeddings=True,
+        initializer_range=0.2,
+        eos_token_id=2,
+    )
+    Qwen3ForCausalLM(config).float().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tensors in tests are small: a second thread costs more than it gives, and more still when tests run side by side."""
+    import torch
+
+    torch.set_num_threads(1)

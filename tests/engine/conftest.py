@@ -1,0 +1,67 @@
+"""An engine in this process, driven step by step, on a random model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mint.config import EngineConfig, ModelSource
+from mint.engine.core import Command, Datum, LoraShape, ModelInfo, Result
+from mint.engine.engine import Engine
+from mint.engine.worker import build_engine
+from mint.errors import MintError
+
+
+class EngineDriver:
+    """Runs commands on an engine and hands back their results."""
+
+    def __init__(self, engine: Engine, info: ModelInfo) -> None:
+        self.engine = engine
+        self.info = info
+        self._number = 0
+
+    def together(self, commands: Iterable[Command]) -> list[Result | MintError]:
+        """Submit all, then step until all have answered."""
+        answers: dict[int, Result | MintError] = {}
+        numbers = []
+        for command in commands:
+            self._number += 1
+            numbers.append(self._number)
+            answers.update(self.engine.submit(self._number, command))
+        while self.engine.has_work:
+            answers.update(self.engine.step())
+        return [answers[number] for number in numbers]
+
+    def one(self, command: Command) -> Result:
+        """Run a command that must succeed."""
+        (answer,) = self.together([command])
+        if isinstance(answer, MintError):
+            raise answer
+        return answer
+
+
+def make_driver(folder: Path, **settings: int) -> EngineDriver:
+    return EngineDriver(*build_engine(ModelSource("random", str(folder)), EngineConfig(**settings)))
+
+
+@pytest.fixture
+def driver(qwen_dir: Path) -> EngineDriver:
+    return make_driver(qwen_dir)
+
+
+def make_datum(rng: np.random.Generator, length: int, *, policy: bool = False) -> Datum:
+    inputs = {
+        "target_tokens": rng.integers(0, 2048, length),
+        "weights": rng.normal(size=length).astype(np.float32),
+    }
+    if policy:
+        inputs["logprobs"] = rng.normal(-7, 0.3, size=length).astype(np.float32)
+        inputs["advantages"] = rng.normal(size=length).astype(np.float32)
+    return Datum(rng.integers(0, 2048, length).astype(np.int32), inputs)
+
+
+def shape(rank: int = 8, **flags: bool) -> LoraShape:
+    return LoraShape(rank=rank, seed=rank, **flags)
