@@ -15,6 +15,9 @@ from mint.client import hook, namespace
 TYPE_CHECKING = False  # as in `typing`, whose import would cost more than all else here
 if TYPE_CHECKING:
     from tinker import *  # noqa: F403  # what `__getattr__` finds at run time, for type checkers
+
+    from mint import mint as mint
+    from mint import tinker as tinker
 else:
     __getattr__ = namespace.mint_attribute
     __dir__ = namespace.mint_names

@@ -41,7 +41,7 @@ def mint_attribute(name: str) -> Any:
 
 def mint_names() -> list[str]:
     """What `dir(mint)` shows."""
-    return sorted({*_public_names(_sdk()), *_OWN_MODULES.intersection(_USER_SIDE), "__version__"})
+    return sorted({*_sdk_names(), *_OWN_MODULES.intersection(_USER_SIDE)})
 
 
 def tinker_attribute(name: str) -> Any:
@@ -51,7 +51,7 @@ def tinker_attribute(name: str) -> Any:
 
 def tinker_names() -> list[str]:
     """What `dir(mint.tinker)` shows."""
-    return sorted({*_public_names(_sdk()), "__version__"})
+    return sorted(_sdk_names())
 
 
 def mint_version() -> str:
@@ -77,8 +77,8 @@ def _sdk() -> ModuleType:
     return import_module("tinker")
 
 
-def _public_names(sdk: ModuleType) -> set[str]:
-    return {name for name in dir(sdk) if not name.startswith("_")}
+def _sdk_names() -> set[str]:
+    return {name for name in dir(_sdk()) if not name.startswith("_") or name in _SDK_DUNDERS}
 
 
 def _no_attribute(package: str, name: str) -> AttributeError:

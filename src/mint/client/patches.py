@@ -21,8 +21,10 @@ from collections.abc import Callable
 from importlib import import_module
 from types import ModuleType
 from typing import Any
+from urllib.parse import urlsplit
 
 from mint.client import discovery, pickling
+from mint.client.credentials import canonical_url
 
 TESTED_SDK = "0.38.0"
 
@@ -114,7 +116,7 @@ def _endpoint_of_holders() -> None:
         return with_endpoint
 
     def make_for_cache(original: Callable[..., Any]) -> Callable[..., Any]:
-        # Its keys must be what the arguments stand for now: the environment may change between two calls.
+        # Its keys must be what the arguments stand for now: the environment may change between calls.
         def with_endpoint(self: Any, base_url: str | None, api_key: str | None) -> Any:
             found = discovery.resolve(base_url, api_key)
             return original(self, found.base_url, found.api_key)
@@ -127,13 +129,7 @@ def _endpoint_of_holders() -> None:
 
 def _endpoint_of_requests() -> None:
     """The class that sends: the last place where a key and the address it goes to are both in hand."""
-    auth, urls = _sdk("lib._auth_token_provider"), _sdk("lib.base_url")
-    error_type = _sdk("_exceptions").TinkerError
-
-    def refuse_hosted_service(provider: Any, base_url: object) -> None:
-        goes_to_default = urls.resolve_base_url(base_url) == urls.DEFAULT_BASE_URL
-        if goes_to_default and getattr(provider, "api_key", "").startswith("sk-"):
-            raise error_type(NO_HOME_MESSAGE.format(default=urls.DEFAULT_BASE_URL))
+    auth = _sdk("lib._auth_token_provider")
 
     def make(original: Callable[..., None]) -> Callable[..., None]:
         def __init__(  # noqa: N807  # a method of the SDK's class
@@ -148,12 +144,23 @@ def _endpoint_of_requests() -> None:
                 found = discovery.resolve(base_url, api_key)
                 base_url = found.base_url
                 _auth = auth.resolve_auth_provider(found.api_key, enforce_cmd=False)
-            refuse_hosted_service(_auth, base_url)
+            _refuse_hosted_service(_auth, base_url)
             original(self, base_url=base_url, _auth=_auth, **kwargs)
 
         return __init__
 
     _wrap(_sdk("_client").AsyncTinker, "__init__", make)
+
+
+def _refuse_hosted_service(auth_provider: Any, base_url: object) -> None:
+    urls = _sdk("lib.base_url")
+    is_mint_key = getattr(auth_provider, "api_key", "").startswith("sk-")
+    if is_mint_key and _origin(urls.resolve_base_url(base_url)) == _origin(urls.DEFAULT_BASE_URL):
+        raise _sdk("_exceptions").TinkerError(NO_HOME_MESSAGE.format(default=urls.DEFAULT_BASE_URL))
+
+
+def _origin(url: str) -> str:
+    return urlsplit(canonical_url(url)).netloc
 
 
 def _has_credentials() -> None:
@@ -203,7 +210,9 @@ def _sdk(name: str) -> ModuleType:
 
 def _wrap(owner: Any, name: str, make: Callable[[Any], Callable[..., Any]]) -> None:
     """Replace a function or method by `make(it)`, once."""
-    original = vars(owner)[name] if name in vars(owner) else getattr(owner, name)
+    if name not in vars(owner):
+        raise AttributeError(f"{owner.__name__} has no {name} of its own")
+    original = vars(owner)[name]
     is_static = isinstance(original, staticmethod)
     function = original.__func__ if is_static else original
     if hasattr(function, "_mint_wraps"):
