@@ -64,13 +64,6 @@ class NotFoundError(MintError):
     category = "user"
 
 
-class ConflictError(MintError):
-    """The name is taken, or the number was used for something else."""
-
-    status = 409
-    category = "user"
-
-
 class GoneError(MintError):
     """The object existed, or may have, and is no longer to be had."""
 

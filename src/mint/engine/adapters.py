@@ -1,7 +1,7 @@
 """An adapter's weights in one flat buffer, and its files in PEFT's format.
 
-All A and B factors of an adapter are views of one contiguous float32 vector, and so are their gradients. An optimizer
-step, a zero-grad, a copy is then one pass over one buffer, however many layers there are.
+All A and B factors of an adapter are views of one contiguous float32 vector, and so are their gradients. An
+optimizer step, a zero-grad, a copy is then one pass over one buffer, however many layers there are.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from mint.models.lora import LinearSite, SiteWeights
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
+SCALE_VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
+"""Settings of PEFT under which an adapter computes something else than LoRA with one scale."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class AdapterLayout:
         self.num_parameters = start
 
     def initial_weights(self, device: torch.device) -> Tensor:
-        """A as PEFT's default (Kaiming uniform, a = √5, which is U(±1/√I)) drawn from the shape's seed; B = 0."""
+        """A as PEFT's default (Kaiming uniform, a = √5, so U(±1/√I)), drawn from the shape's seed; B = 0."""
         generator = torch.Generator().manual_seed(self.shape.seed)
         flat = torch.zeros(self.num_parameters)
         for block in self.blocks:
@@ -110,7 +112,9 @@ def save_adapter(adapter: Adapter, directory: Path, base_model: str) -> None:
     (directory / CONFIG_FILE).write_text(text + "\n")
 
 
-def load_adapter(directory: Path, sites: Sequence[LinearSite], device: torch.device) -> tuple[AdapterLayout, Tensor]:
+def load_adapter(
+    directory: Path, sites: Sequence[LinearSite], device: torch.device
+) -> tuple[AdapterLayout, Tensor]:
     """Read what `save_adapter` wrote: its layout and a fresh flat buffer.
 
     Raises:
@@ -158,12 +162,22 @@ def _peft_config(layout: AdapterLayout, base_model: str) -> dict[str, Any]:
 
 def _shape_of(config: dict[str, Any], tensors: dict[str, Tensor], sites: Sequence[LinearSite]) -> LoraShape:
     """The shape that a PEFT folder holds, told by the tensors that are there."""
-    present = {site.kind for site in sites if _key(site, "A") in tensors}
-    return LoraShape(
-        rank=int(config["r"]),
-        alpha=float(config["lora_alpha"]),
-        seed=0,
-        train_attn="attn" in present,
-        train_mlp="mlp" in present,
-        train_unembed="unembed" in present,
-    )
+    present = {site.kind: tensors[key] for site in sites if (key := _key(site, "A")) in tensors}
+    try:
+        unserved = [name for name in SCALE_VARIANTS if config.get(name)]
+        shape = LoraShape(
+            rank=int(config["r"]),
+            alpha=float(config["lora_alpha"]),
+            seed=0,
+            train_attn="attn" in present,
+            train_mlp="mlp" in present,
+            train_unembed="unembed" in present,
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise BadRequestError(f"{CONFIG_FILE} is not the configuration of a LoRA: {error!r}") from error
+    if unserved:
+        raise BadRequestError(f"{CONFIG_FILE} sets {unserved[0]}, which is not served")
+    # before anything of that rank is allocated
+    if not present or any(len(a) != shape.rank for a in present.values()):
+        raise BadRequestError(f"the checkpoint has no weights of rank {shape.rank} for this base model")
+    return shape

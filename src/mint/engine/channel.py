@@ -1,4 +1,4 @@
-"""Messages between the server process and a worker process: pickles with a length in front, over a socket pair.
+"""Messages between server process and worker process: pickles with a length in front, over a socket pair.
 
 Both ends are processes of ours, started one by the other; no byte of a client's is ever unpickled.
 """

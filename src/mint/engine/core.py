@@ -41,7 +41,10 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class LoraShape:
-    """Which linear layers a LoRA adapts and how: y = xW + (alpha / rank) · (xA)B (Hu et al., 2021, arXiv 2106.09685)."""
+    """Which linear layers a LoRA adapts and how: y = xW + (alpha / rank) · (xA)B.
+
+    Hu et al., 2021, arXiv 2106.09685.
+    """
 
     rank: int
     seed: int
@@ -78,7 +81,7 @@ class Datum:
 
 @dataclass(frozen=True)
 class SamplingParams:
-    """How to draw one sample. `temperature` 0 is greedy; `top_k` -1 and `top_p` 1 switch those filters off."""
+    """How to draw a sample. `temperature` 0 is greedy; `top_k` -1 and `top_p` 1 switch those filters off."""
 
     max_tokens: int
     seed: int
@@ -97,7 +100,7 @@ class Revision:
     directory: Path
 
 
-# --- commands -------------------------------------------------------------------------------------------------
+# --- commands -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -119,7 +122,7 @@ class RestoreRun:
 
 @dataclass(frozen=True)
 class LoadState:
-    """Replace the weights of a live run by a checkpoint's; without its optimizer, the optimizer starts afresh."""
+    """Replace the weights of a live run by a checkpoint's; without its optimizer, a fresh one starts."""
 
     run_id: str
     directory: Path
@@ -176,7 +179,7 @@ class UnloadRun:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw `num_samples` continuations of `prompt` int32 (L,), L ≥ 1, from a revision or, with None, the base model."""
+    """Draw `num_samples` continuations of `prompt` int32 (L,) from a revision; None is the base model."""
 
     revision: Revision | None
     prompt: Int32Array
@@ -191,7 +194,7 @@ TrainingCommand: TypeAlias = (
 Command: TypeAlias = TrainingCommand | Sample
 
 
-# --- results --------------------------------------------------------------------------------------------------
+# --- results ------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -251,8 +254,8 @@ Result: TypeAlias = RunReady | Passed | Stepped | Saved | Unloaded | Sampled
 class Worker(Protocol):
     """An engine worker as the dispatcher sees it, wherever it runs.
 
-    Commands of one run are executed in the order of the calls. `execute` raises the `MintError` a command failed
-    with, or `WorkerDiedError` when the worker is gone and nothing is known of the command.
+    Commands of one run are executed in the order of the calls. `execute` raises the `MintError` a command
+    failed with, or `WorkerDiedError` when the worker is gone and nothing is known of the command.
     """
 
     @property

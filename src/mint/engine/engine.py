@@ -1,12 +1,13 @@
 """The engine: commands in, results out, one step at a time.
 
-The loop of a worker is one sentence: receive commands, take a step, send results. A step is one training micro-batch,
-one optimizer step or file, or one token of every running sample, as the scheduler says.
+The loop of a worker is one sentence: receive commands, take a step, send results. A step is one training
+micro-batch, one optimizer step or file, or one token of every running sample, as the scheduler says.
 """
 
 from __future__ import annotations
 
 import logging
+import traceback
 from collections.abc import Iterable, Iterator
 from time import perf_counter
 from typing import TypeAlias
@@ -73,9 +74,9 @@ class Engine:
             return ()
         try:
             adapter = self._revisions.get(command.revision) if command.revision else None
+            self._generator.add(number, command, adapter)
         except MintError as error:
             return ((number, error),)
-        self._generator.add(number, command, adapter)
         return ()
 
     def step(self) -> list[Answer]:
@@ -101,7 +102,7 @@ class Engine:
         else:
             yield from self._start(work)
 
-    # --- passes -----------------------------------------------------------------------------------------------
+    # --- passes ---------------------------------------------------------------------------------------------
 
     def _start(self, work: Passes) -> Iterator[Answer]:
         """Begin a batch of passes; those whose run is gone are refused and leave the others alone."""
@@ -118,7 +119,7 @@ class Engine:
             yield from self._advance()
 
     def _advance(self) -> Iterator[Answer]:
-        """One micro-batch. A batch that fails before its first backward pass is split, to find the pass at fault."""
+        """One micro-batch. A batch that fails before its first backward is split to find the one at fault."""
         assert self._passes is not None
         numbers, execution = self._passes
         try:
@@ -127,6 +128,7 @@ class Engine:
             if execution.tainted:
                 raise  # some gradients were added and some not: only a replay of the journal mends that
             self._passes = None
+            traceback.clear_frames(error.__traceback__)  # they hold the batch's activations
             yield from self._retry_alone(numbers, execution.passes, error)
             return
         if execution.done:
@@ -145,15 +147,21 @@ class Engine:
             while self._passes is not None:
                 yield from self._advance()
 
-    # --- everything else --------------------------------------------------------------------------------------
+    # --- everything else ------------------------------------------------------------------------------------
 
     def _single(self, work: Single) -> Answer:
         try:
             return work.number, self._execute(work.command)
         except MintError as error:
             return work.number, error
+        except Exception as error:
+            if isinstance(work.command, OptimStep):
+                raise  # the weights may be stepped in part: only a replay of the journal mends that
+            name = type(work.command).__name__
+            logger.exception("%s failed", name)
+            return work.number, MintError(f"{name} failed in the engine: {error}")
 
-    def _execute(self, command: TrainingCommand) -> Result:
+    def _execute(self, command: TrainingCommand) -> Result:  # noqa: PLR0911
         trainer = self._trainer
         match command:
             case CreateRun(run_id, lora):
@@ -170,8 +178,9 @@ class Engine:
                 return Saved(sync_folder(directory))
             case ExportRevision(run_id, directory, key):
                 trainer.export(run_id, directory)
+                saved = Saved(sync_folder(directory))
                 self._keep_revision(run_id, key)
-                return Saved(sync_folder(directory))
+                return saved
             case UnloadRun(run_id):
                 trainer.unload(run_id)
                 return Unloaded()
@@ -179,6 +188,6 @@ class Engine:
                 raise AssertionError("passes come in batches")
 
     def _keep_revision(self, run_id: str, key: str) -> None:
-        """What was exported is likely to be sampled next: keep a copy, which the run's further steps do not touch."""
+        """What was exported is likely to be sampled next: keep a copy, which no further step touches."""
         live = self._trainer.run(run_id).adapter
         self._revisions.put(key, Adapter(live.layout, live.flat.clone()))

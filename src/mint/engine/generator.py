@@ -1,12 +1,13 @@
 """Generation: requests join and leave the running batch at every step.
 
-A step is either a prefill of waiting prompts or one token for every running sequence. The samples of one prompt are
-prefilled once and share the blocks that the prompt fills. Memory is reserved for a sequence's whole length when it is
-admitted, so a running sequence never has to stop for want of a block.
+A step is either a prefill of waiting prompts or one token for every running sequence. The samples of one
+prompt are prefilled once and share the blocks that the prompt fills. Memory is reserved for a sequence's
+whole length when it is admitted, so a running sequence never has to stop for want of a block.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -21,19 +22,21 @@ from mint.engine.core import FloatArray, Int32Array, Sample, Sampled, SampledSeq
 from mint.engine.kv_cache import BlockAllocator, DecodePlan, KVCache, PrefillPlan
 from mint.engine.packing import adapter_segments, pack, packing_order
 from mint.engine.sampling import draw, uniform
+from mint.errors import BadRequestError, MintError
 from mint.models.causal_lm import CausalLM
 from mint.models.lora import Segment
 
 
 @dataclass
 class Request:
-    """A sample request on its way: how many of its sequences are still to be admitted, and what has come of the rest."""
+    """A sample request on its way: how many of its sequences were admitted, and what has come of them."""
 
     number: int
     command: Sample
     adapter: Adapter | None
     num_admitted: int = 0
     finished: dict[int, SampledSequence] = field(default_factory=dict)
+    error: MintError | None = None
     prompt_logprobs: FloatArray | None = None
 
     @property
@@ -46,14 +49,19 @@ class Request:
         """Sequences not yet admitted."""
         return self.command.num_samples - self.num_admitted
 
-    def result(self) -> Sampled:
-        """All sequences, in order."""
+    @property
+    def answer(self) -> Sampled | MintError | None:
+        """All sequences, in order, or what went wrong; None while sequences are missing."""
+        if self.error is not None:
+            return self.error
+        if len(self.finished) < self.command.num_samples:
+            return None
         return Sampled(tuple(self.finished[i] for i in range(self.command.num_samples)), self.prompt_logprobs)
 
 
 @dataclass
 class SampleState:
-    """One sample in progress. `tail` holds the last bytes of its text, as far as a stop string could reach back."""
+    """One sample in progress. `tail`: the last bytes of its text, as far back as a stop string reaches."""
 
     request: Request
     index: int
@@ -66,6 +74,11 @@ class SampleState:
     def length(self) -> int:
         """Tokens of prompt and sample."""
         return len(self.request.tokens) + len(self.tokens)
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more is to be drawn for it."""
+        return self.request.error is not None or self.index in self.request.finished
 
 
 class Generator:
@@ -96,22 +109,43 @@ class Generator:
         return bool(self._waiting or self._running)
 
     def add(self, number: int, command: Sample, adapter: Adapter | None) -> None:
-        """Queue a request; `number` comes back with its result."""
+        """Queue a request; `number` comes back with its result.
+
+        Raises:
+            BadRequestError: there is nothing to sample, or the cache could never hold it.
+        """
+        wanted = len(command.prompt) + command.params.max_tokens
+        if min(len(command.prompt), command.num_samples, command.params.max_tokens) < 1:
+            raise BadRequestError("a sample needs a prompt, num_samples and max_tokens of at least 1")
+        if wanted > self.capacity_tokens:
+            raise BadRequestError(
+                f"prompt and max_tokens are {wanted} tokens together; this server's cache holds at most "
+                f"{self.capacity_tokens}",
+                field="sampling_params.max_tokens",
+            )
         self._waiting.append(Request(number, command, adapter))
 
     @torch.no_grad()
-    def step(self) -> Iterator[tuple[int, Sampled]]:
+    def step(self) -> Iterator[tuple[int, Sampled | MintError]]:
         """Advance by one batch; yields the requests that this completes."""
         admitted = self._admit()
         self._prefill(admitted) if admitted else self._decode()
-        finished = [sequence for sequence in self._running if sequence.index in sequence.request.finished]
-        self._running = [s for s in self._running if s.index not in s.request.finished]
-        for sequence in finished:
+        ended = [sequence for sequence in self._running if sequence.ended]
+        self._running = [sequence for sequence in self._running if not sequence.ended]
+        for sequence in ended:
             self._blocks.release(sequence.blocks)
-            if len(sequence.request.finished) == sequence.request.command.num_samples:
-                yield sequence.request.number, sequence.request.result()
+        for request in {sequence.request.number: sequence.request for sequence in ended}.values():
+            answer = request.answer
+            if answer is not None:
+                self._forget(request)
+                yield request.number, answer
 
-    # --- admission --------------------------------------------------------------------------------------------
+    def _forget(self, request: Request) -> None:
+        """A request that failed may have sequences that were never admitted: it is then first in line."""
+        if self._waiting and self._waiting[0] is request:
+            self._waiting.popleft()
+
+    # --- admission ------------------------------------------------------------------------------------------
 
     def _admit(self) -> list[tuple[Request, list[SampleState]]]:
         """Take sequences from the head of the queue as long as tokens, places and blocks allow."""
@@ -149,11 +183,11 @@ class Generator:
             self._blocks.hold(shared)
         first = request.num_admitted
         request.num_admitted += count
-        return [
-            SampleState(request, index, shared + self._blocks.take(num_own)) for index in range(first, first + count)
-        ]
+        own = [self._blocks.take(num_own) for _ in range(count)]
+        self._cache.clear([block for blocks in own for block in blocks])
+        return [SampleState(request, first + place, shared + blocks) for place, blocks in enumerate(own)]
 
-    # --- steps ------------------------------------------------------------------------------------------------
+    # --- steps ----------------------------------------------------------------------------------------------
 
     def _prefill(self, admitted: Sequence[tuple[Request, list[SampleState]]]) -> None:
         """Run the prompts of `admitted` and draw each sequence's first token."""
@@ -182,7 +216,7 @@ class Generator:
         device = self._model.device
         lengths = torch.tensor([s.length for s in sequences], device=device)
         width = -(-max(s.length for s in sequences) // self._cache.block_size)
-        tables = torch.tensor([(s.blocks + [0] * width)[:width] for s in sequences], device=device)
+        tables = torch.tensor([(s.blocks + s.blocks[:1] * width)[:width] for s in sequences], device=device)
         tokens = torch.tensor([s.tokens[-1] for s in sequences], device=device)
         plan = DecodePlan(self._cache, tables, lengths)
         hidden = self._model.hidden_states(tokens, lengths - 1, plan, _segments(sequences))
@@ -191,12 +225,18 @@ class Generator:
     def _draw(self, sequences: Sequence[SampleState], hidden: Tensor) -> None:
         """Draw one token for each row of (B, E) hidden states and end the sequences that it completes."""
         params = [s.request.command.params for s in sequences]
-        noise = uniform([p.seed for p in params], [s.index for s in sequences], [len(s.tokens) for s in sequences])
+        noise = uniform(
+            [p.seed for p in params], [s.index for s in sequences], [len(s.tokens) for s in sequences]
+        )
         logits = self._model.head.logits(hidden, _segments(sequences))
         tokens, logprobs = (t.tolist() for t in draw(logits, params, noise))
         for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
             sequence.tokens.append(token)
             sequence.logprobs.append(logprob)
+            if not math.isfinite(logprob):
+                sequence.request.error = BadRequestError(
+                    "the logits are not finite: these weights have diverged, sample an earlier checkpoint"
+                )
             reason = self._stop_reason(sequence, token)
             if reason is not None:
                 sequence.request.finished[sequence.index] = SampledSequence(
@@ -215,7 +255,7 @@ class Generator:
             sequence.tail = text[max(0, len(text) - reach) :]
         return "length" if len(sequence.tokens) == params.max_tokens else None
 
-    # --- helpers ----------------------------------------------------------------------------------------------
+    # --- helpers --------------------------------------------------------------------------------------------
 
     def _prompt_slots(self, sequence: SampleState) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
         position = np.arange(len(sequence.request.tokens))
@@ -223,7 +263,7 @@ class Generator:
         return np.asarray(sequence.blocks, np.int64)[position // size] * size + position % size
 
     def _share_partial_block(self, first: SampleState, other: SampleState) -> None:
-        """The block that the prompt fills in part was written for the first sample; the others start from a copy."""
+        """The block that the prompt fills in part was written for the first sample; others get a copy."""
         prompt = len(first.request.tokens)
         if other is not first and prompt % self._cache.block_size:
             place = prompt // self._cache.block_size
@@ -245,7 +285,7 @@ def _segments(sequences: Sequence[SampleState]) -> list[Segment]:
 
 def _make_cache(model: CausalLM, config: EngineConfig) -> KVCache:
     shape = model.config
-    heads = shape.num_key_value_heads
+    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
     head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
     token_bytes = 2 * shape.num_hidden_layers * heads * head_dim * model.dtype.itemsize
     return KVCache(

@@ -1,7 +1,7 @@
 """Keys and values of live samples, in blocks.
 
-A sequence owns a list of blocks, its block table; token t lies in block t // block_size. Blocks are counted by
-reference, so that samples of one prompt share the blocks the prompt fills.
+A sequence owns a list of blocks, its block table; token t lies in block t // block_size. Blocks are counted
+by reference, so that samples of one prompt share the blocks the prompt fills.
 
 Shapes: K key/value heads, D head size, B sequences, N blocks, S tokens per block.
 """
@@ -53,7 +53,7 @@ class BlockAllocator:
 class KVCache:
     """The memory itself: per layer, keys and values of shape (N, S, K, D)."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913
         self,
         *,
         num_layers: int,
@@ -82,6 +82,15 @@ class KVCache:
         key, value = (t.transpose(1, 2) for t in gathered)
         return key, value
 
+    def clear(self, blocks: Sequence[int]) -> None:
+        """Zero blocks before they are used, in all layers.
+
+        A place that the mask hides still counts as 0 × its value, which a NaN or ∞ left there would survive.
+        """
+        index = torch.tensor(blocks, device=self._keys[0].device)
+        for cache in (*self._keys, *self._values):
+            cache.index_fill_(0, index, 0)
+
     def copy_block(self, source: int, target: int) -> None:
         """Copy one block, in all layers."""
         for cache in (*self._keys, *self._values):
@@ -106,7 +115,7 @@ class DecodePlan:
     """Attention of one new token per sequence to all that its sequence has stored.
 
     Args:
-        tables: int64 (B, n), padded with any valid block.
+        tables: int64 (B, n), padded with any block of the same sequence.
         lengths: int64 (B,), tokens of each sequence with the new one.
     """
 

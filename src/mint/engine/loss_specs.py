@@ -1,6 +1,7 @@
-"""What each loss takes: its inputs and its settings. Torch-free, so that a bad request is refused before it is queued.
+"""What each loss takes: its inputs and its settings.
 
-The functions themselves are in `mint.engine.losses`; a test holds the two tables to the same names.
+Torch-free, so that a bad request is refused before it is queued. The functions themselves are in
+`mint.engine.losses`; a test holds the two tables to the same names.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mint.engine.core import Datum, ForwardBackward, LossInput, ModelInfo
+from mint.engine.core import Datum, ForwardBackward, Int32Array, LossInput, ModelInfo
 from mint.errors import BadRequestError
 
 
@@ -105,8 +106,12 @@ def _check_input(where: str, index: int, name: str, value: LossInput, length: in
     return value.astype(np.float32, copy=False)
 
 
-def check_token_ids(tokens: np.ndarray[tuple[int, ...], np.dtype[np.integer]], model: ModelInfo, where: str,
-                    datum: int | None = None) -> None:
+def check_token_ids(
+    tokens: Int32Array | LossInput,
+    model: ModelInfo,
+    where: str,
+    datum: int | None = None,
+) -> None:
     """Refuse ids outside the vocabulary.
 
     Raises:
@@ -116,8 +121,8 @@ def check_token_ids(tokens: np.ndarray[tuple[int, ...], np.dtype[np.integer]], m
     if outside.any():
         position = int(np.argmax(outside))
         raise BadRequestError(
-            f"token {int(tokens[position])} at position {position} is outside the vocabulary of {model.name}, "
-            f"0 to {model.vocab_size - 1}",
+            f"token {int(tokens[position])} at position {position} is outside the vocabulary of "
+            f"{model.name}, 0 to {model.vocab_size - 1}",
             field=where,
             datum=datum,
         )

@@ -1,8 +1,8 @@
 """The losses, each over the flat tokens of one request.
 
-p is the log-probability of the target under the current weights, q the client's `logprobs` of the policy that drew
-it, r = exp(p − q), A the `advantages`, w the `weights`. A loss returns one term per token; the loss of a request is
-their sum. All tensors are float32 (T,).
+p is the log-probability of the target under the current weights, q the client's `logprobs` of the policy that
+drew it, r = exp(p − q), A the `advantages`, w the `weights`. A loss returns one term per token; the loss of a
+request is their sum. All tensors are float32 (T,).
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class TrainableAdapter:
     def load(
         cls, directory: Path, sites: Sequence[LinearSite], device: torch.device, *, with_optimizer: bool
     ) -> TrainableAdapter:
-        """Read a folder that `save` wrote; without its optimizer, or for a folder that has none, start afresh.
+        """Read a folder that `save` wrote; without its optimizer, a fresh one starts.
 
         Raises:
             BadRequestError: the files are missing or damaged, or are of another base model.
@@ -70,7 +70,11 @@ class TrainableAdapter:
         )
         self._optimizer.step()
         self.gradients.zero_()
-        return {"grad_norm": float(norm), "step": float(self.num_steps), "learning_rate": params.learning_rate}
+        return {
+            "grad_norm": float(norm),
+            "step": float(self.num_steps),
+            "learning_rate": params.learning_rate,
+        }
 
     @property
     def num_steps(self) -> int:
@@ -88,14 +92,21 @@ class TrainableAdapter:
 
     def _load_optimizer(self, directory: Path) -> None:
         path = directory / OPTIMIZER_FILE
+        device = self._parameter.device
         try:
             tensors = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise BadRequestError(f"the checkpoint has no optimizer state that can be read: {error}") from error
-        steps = int(tensors["step"])
-        if steps == 0:
-            return
-        moments = {name: tensors[name].to(self._parameter.device) for name in MOMENTS}
-        if any(moment.shape != self._parameter.shape for moment in moments.values()):
+            steps = int(tensors["step"])
+            if steps == 0:
+                return
+            moments = {name: tensors[name].to(device) for name in MOMENTS}
+        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            raise BadRequestError(
+                f"the checkpoint has no optimizer state that can be read: {error}"
+            ) from error
+        if any(m.shape != self._parameter.shape or m.dtype != torch.float32 for m in moments.values()):
             raise BadRequestError("the checkpoint's optimizer state does not fit its adapter")
-        self._optimizer.state[self._parameter] = {"step": torch.tensor(float(steps)), **moments}
+        # the fused optimizer wants its step count where the weights are
+        self._optimizer.state[self._parameter] = {
+            "step": torch.tensor(float(steps), device=device),
+            **moments,
+        }

@@ -21,10 +21,14 @@ class Packable(Protocol):
     """A sequence and the adapter that it runs through."""
 
     @property
-    def adapter(self) -> Adapter | None: ...
+    def adapter(self) -> Adapter | None:
+        """None is the base model."""
+        ...
 
     @property
-    def tokens(self) -> Int32Array: ...
+    def tokens(self) -> Int32Array:
+        """Int32 (n,), n ≥ 1."""
+        ...
 
 
 P = TypeVar("P", bound=Packable)
@@ -46,7 +50,7 @@ class PackedBatch:
 
 
 def packing_order(items: Sequence[P]) -> list[P]:
-    """Tokens of one adapter side by side, in order of first appearance, and within it equal lengths side by side."""
+    """Adapters in order of first appearance, and within each equal lengths side by side."""
     place: dict[int, int] = {}
     for item in items:
         place.setdefault(id(item.adapter), len(place))
@@ -79,7 +83,7 @@ def adapter_segments(adapters: Sequence[Adapter | None], lengths: Sequence[int])
 
 
 def micro_batches(items: Sequence[P], max_tokens: int) -> Iterator[list[P]]:
-    """Cut a batch in packing order so that no part has more than `max_tokens`, but for a single longer sequence."""
+    """Cut a batch in packing order: no part has more than `max_tokens`, but for a single longer sequence."""
     part: list[P] = []
     size = 0
     for item in items:

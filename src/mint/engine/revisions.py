@@ -1,4 +1,4 @@
-"""Adapter revisions in memory, for sampling: loaded from disk on first use, the least recently used given up."""
+"""Adapter revisions in memory, for sampling: loaded on first use, the least recently used given up."""
 
 from __future__ import annotations
 

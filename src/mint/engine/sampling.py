@@ -1,7 +1,7 @@
 """Drawing tokens from logits, with noise that depends on nothing but (seed, sample, position).
 
-The draw inverts the cumulative distribution at one uniform number per token. That number is a hash, not the next
-output of a shared generator, so a seeded sample is the same in any batch, on every run, after a restart.
+The draw inverts the cumulative distribution at one uniform number per token. That number is a hash, not the
+next output of a shared generator, so a seeded sample is the same in any batch, on every run, after a restart.
 
 Shapes: B sequences, V vocabulary.
 """
@@ -22,7 +22,9 @@ UInt64Array = npt.NDArray[np.uint64]
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
-def uniform(seeds: Sequence[int], samples: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
+def uniform(
+    seeds: Sequence[int], samples: Sequence[int], positions: Sequence[int]
+) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each (seed, sample index, position); 48 bits, float64 (B,)."""
     state = np.array([seed % (1 << 64) for seed in seeds], np.uint64)
     for counter in (samples, positions):
@@ -31,18 +33,22 @@ def uniform(seeds: Sequence[int], samples: Sequence[int], positions: Sequence[in
 
 
 def _mix(z: UInt64Array) -> UInt64Array:
-    """The output function of SplitMix64 (Steele, Lea & Flood, 2014, "Fast splittable pseudorandom number generators")."""
+    """The output function of SplitMix64 (Steele, Lea & Flood, 2014, doi 10.1145/2714064.2660195)."""
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return z ^ (z >> np.uint64(31))
 
 
-def draw(logits: Tensor, params: Sequence[SamplingParams], noise: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
+def draw(
+    logits: Tensor, params: Sequence[SamplingParams], noise: npt.NDArray[np.float64]
+) -> tuple[Tensor, Tensor]:
     """One token per row of float32 (B, V) logits.
 
     Returns:
-        int64 (B,) tokens and float32 (B,) log-probabilities, each of the distribution the token was drawn from:
-        after temperature, top_k and top_p. Greedy tokens (temperature 0) carry the model's own log-probability.
+        int64 (B,) tokens and float32 (B,) log-probabilities, each of the distribution the token was drawn
+        from: after temperature, top_k and top_p. Greedy tokens (temperature 0) carry the model's own
+        log-probability. Where logits are not finite, neither is the log-probability, and the token means
+        nothing.
     """
     temperatures = torch.tensor([p.temperature or 1.0 for p in params], device=logits.device)
     logprobs = torch.log_softmax(_filter(logits / temperatures[:, None], params), dim=1)
@@ -56,7 +62,8 @@ def _invert(logprobs: Tensor, noise: Tensor) -> Tensor:
     cumulative = logprobs.double().exp_().cumsum_(dim=1)
     # noise < 1 and the scaling to the rounded total keep the index inside, and off tokens of probability 0
     level = noise.to(logprobs.device)[:, None] * cumulative[:, -1:]
-    return torch.searchsorted(cumulative, level, right=True)[:, 0]
+    # where logits are NaN the index is one too far
+    return torch.searchsorted(cumulative, level, right=True)[:, 0].clamp_(max=logprobs.shape[1] - 1)
 
 
 def _filter(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:

@@ -2,10 +2,11 @@
 
 Rules, in this order:
 
-1. Commands of one run execute in the order they came. Passes up to the run's next barrier (any other command) may
-   share a batch; passes of different runs always may, if they are of one kind.
+1. Commands of one run execute in the order they came. Passes up to the run's next barrier (any other command)
+   may share a batch; passes of different runs always may, if they are of one kind.
 2. Runs take turns: the run at the head of the line starts the batch, and goes to the end of the line.
-3. Training and sampling get equal time while both have work; neither is charged for time in which the other was idle.
+3. Training and sampling get equal time while both have work; neither is charged for time in which the other
+   was idle.
 """
 
 from __future__ import annotations
@@ -48,6 +49,7 @@ class Scheduler:
         self._max_batch_tokens = max_batch_tokens
         self._queues: OrderedDict[str, deque[tuple[int, TrainingCommand]]] = OrderedDict()
         self._seconds: dict[Side, float] = {"training": 0.0, "sampling": 0.0}
+        self._contended = False
 
     def add(self, number: int, command: TrainingCommand) -> None:
         """Queue a command behind the others of its run."""
@@ -60,14 +62,16 @@ class Scheduler:
 
     def side(self, *, training: bool, sampling: bool) -> Side | None:
         """Whose turn it is, given who has work."""
-        if not (training and sampling):
-            self._seconds.update(training=0.0, sampling=0.0)
+        self._contended = training and sampling
+        if not self._contended:
+            self._seconds = {"training": 0.0, "sampling": 0.0}
             return "training" if training else "sampling" if sampling else None
         return min(self._seconds, key=lambda side: self._seconds[side])
 
     def charge(self, side: Side, seconds: float) -> None:
-        """Note time spent."""
-        self._seconds[side] += seconds
+        """Note time spent on the turn that `side` gave."""
+        if self._contended:
+            self._seconds[side] += seconds
 
     def next_training(self) -> Work:
         """Take the next batch off the queues, of which at least one is not empty."""

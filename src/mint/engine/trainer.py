@@ -1,7 +1,7 @@
 """Training: passes of several runs as packed batches, optimizer steps, and a run's files.
 
-The trainer holds every resident run. Gradients of a pass are added to the runs' flat buffers as the backward pass
-goes; datums of different runs share a batch and nothing else.
+The trainer holds every resident run. Gradients of a pass are added to the runs' flat buffers as the backward
+pass goes; datums of different runs share a batch and nothing else.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ class Item:
 
     @property
     def tokens(self) -> Int32Array:
+        """See `Packable`."""
         return self.datum.tokens
 
 
@@ -144,7 +145,7 @@ class PassExecution:
         items = self._parts.popleft()
         batch = pack(items, self._model.device)
         with torch.set_grad_enabled(not self.passes[0].forward_only):
-            p = self._target_logprobs(batch, items).split(batch.lengths)
+            p = torch.split(self._target_logprobs(batch, items), batch.lengths)
             loss = self._add_losses(items, p)
         if loss.requires_grad:
             self.tainted = True
@@ -173,7 +174,7 @@ class PassExecution:
         return total
 
     def _result(self, owner: int, command: ForwardBackward) -> Passed:
-        """`loss:mean` is per datum, so that the SDK's weighted mean over chunks is again the mean per datum."""
+        """`loss:mean` is per datum: the SDK's weighted mean over chunks is then the mean per datum again."""
         loss, count = self._losses[owner], len(command.data)
         return Passed(
             tuple(self._logprobs[owner, index] for index in range(count)),

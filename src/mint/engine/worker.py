@@ -1,15 +1,17 @@
-"""The worker process: `python -m mint.engine.worker FD`, started by the dispatcher with one end of a socket pair.
+"""The worker process: `python -m mint.engine.worker FD`, where FD is its end of a socket pair.
 
-The first message in is the model to load and the settings; the first message out is the `ModelInfo`, or the error.
-After that: numbered commands in, numbered answers out. The process ends when the other side closes.
+The first message in is the model to load and the settings; the first message out is the `ModelInfo`, or the
+error. After that: numbered commands in, numbered answers out. The process ends when the other side closes.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
 import sys
+from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 from typing import TypeAlias
@@ -34,9 +36,10 @@ def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, Mod
     Raises:
         ModelLoadError: the model cannot be found or cannot be served.
     """
-    folder = locate(source.location)
-    model = load(source.location)
-    tokenizer = load_tokenizer(source.location)
+    location = str(Path(source.location).expanduser())
+    folder = locate(location)
+    model = load(location)
+    tokenizer = load_tokenizer(location)
     vocab_size = model.config.vocab_size
     info = ModelInfo(
         name=source.name,
@@ -44,7 +47,7 @@ def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, Mod
         architecture=(model.config.architectures or [model.config.model_type])[0],
         vocab_size=vocab_size,
         max_context_length=model.config.max_position_embeddings,
-        stop_token_ids=stop_token_ids(source.location, model.config, tokenizer),
+        stop_token_ids=stop_token_ids(location, model.config, tokenizer),
         max_lora_rank=config.max_lora_rank,
         num_parameters=model.num_parameters,
     )
@@ -85,7 +88,9 @@ def _receive_all(connection: socket.socket, inbox: Inbox) -> None:
         while True:
             inbox.put(channel.receive(connection))
     except (EOFError, OSError):
-        inbox.put(None)
+        pass  # the server has gone
+    finally:
+        inbox.put(None)  # also when this thread fails: the worker ends, and does not wait for ever
 
 
 def main() -> None:
@@ -94,10 +99,9 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
     connection = socket.socket(fileno=int(sys.argv[1]))
-    try:
+    # when the server has gone, so has whoever waits for an answer
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
         run(connection)
-    except (BrokenPipeError, ConnectionResetError):
-        pass  # the server has gone, and with it whoever waits for an answer
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Attention over packed batches, registered with transformers' attention interface under the name `mint`.
 
-The modules of a model call `attend` with whatever `plan` the forward pass was given; the plan knows which tokens may
-see which. Packed training and prefill use `PackedCausal`; cached decoding has a plan of its own in the engine.
+The modules of a model call `attend` with whatever `plan` the forward pass was given; the plan knows which
+tokens may see which. Packed training and prefill use `PackedCausal`; cached decoding has a plan of its own in
+the engine.
 
 Shapes: T tokens of the batch, H query heads, K key/value heads, D head size.
 """
@@ -31,7 +32,8 @@ class AttentionPlan(Protocol):
 class PackedCausal:
     """Each sequence of a packed batch attends causally within itself.
 
-    Sequences of equal length that lie side by side run as one product, so a batch of equal lengths costs one call.
+    Sequences of equal length that lie side by side run as one product, so a batch of equal lengths
+    costs one call.
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
@@ -40,8 +42,10 @@ class PackedCausal:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG002
         """See `AttentionPlan`."""
-        # split, not slices: the backward of a split is one concatenation, that of a slice a full-size zero tensor
-        pieces = zip(*(t.split(self._sizes, dim=2) for t in (query, key, value)), self._runs, strict=True)
+        # split, not slices: its backward is one concatenation, that of a slice a zero tensor of full size
+        pieces = zip(
+            *(torch.split(t, self._sizes, dim=2) for t in (query, key, value)), self._runs, strict=True
+        )
         outputs = [_equal_lengths(q, k, v, count, scale) for q, k, v, (_, count) in pieces]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
@@ -49,7 +53,9 @@ class PackedCausal:
 def _equal_lengths(query: Tensor, key: Tensor, value: Tensor, count: int, scale: float) -> Tensor:
     """`count` sequences of one length, packed along the token axis: attend within each."""
     q, k, v = (_unpack(t, count) for t in (query, key, value))
-    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
+    out = scaled_dot_product_attention(
+        q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+    )
     return out.transpose(0, 1).reshape(query.shape)
 
 
@@ -59,7 +65,7 @@ def _unpack(packed: Tensor, count: int) -> Tensor:
     return packed.view(heads, count, tokens // count, size).transpose(0, 1)
 
 
-def attend(
+def attend(  # noqa: PLR0913
     module: nn.Module,
     query: Tensor,
     key: Tensor,

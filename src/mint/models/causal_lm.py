@@ -1,4 +1,4 @@
-"""A decoder-only language model as the engine uses it: packed tokens in, hidden states out, adapters inside."""
+"""A decoder-only model as the engine uses it: packed tokens in, hidden states out, adapters inside."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ class CausalLM:
     """A frozen transformers model whose linear layers accept adapters.
 
     Args:
-        model: a `…ForCausalLM`, in evaluation mode, loaded with our attention. Its linear layers are replaced in place.
+        model: a `…ForCausalLM`, in evaluation mode, loaded with our attention. Its linear layers are replaced
+        in place.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
         model.requires_grad_(False)
-        self._decoder: nn.Module = model.get_decoder()
+        self._decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
         self._embed: nn.Module = model.get_input_embeddings()
         self._active = ActiveSegments()
         self.config = model.config
         self.num_parameters: int = sum(p.numel() for p in model.parameters())
         self.sites: tuple[LinearSite, ...] = tuple(_adapt_linears(model, self._active))
-        self.head = UnembeddingHead(model.get_output_embeddings(), self.sites[-1].index)
+        unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self.head = UnembeddingHead(unembedding, self.sites[-1].index)
 
     @property
     def device(self) -> torch.device:
@@ -60,7 +62,7 @@ class CausalLM:
 def _adapt_linears(model: PreTrainedModel, active: ActiveSegments) -> list[LinearSite]:
     """Replace the decoder's linear layers by `LoraLinear`; the unembedding comes last and is not replaced."""
     sites: list[LinearSite] = []
-    unembedding = model.get_output_embeddings()
+    unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     for name, module in list(model.named_modules()):
         if not isinstance(module, nn.Linear) or module is unembedding:
             continue
@@ -73,9 +75,7 @@ def _adapt_linears(model: PreTrainedModel, active: ActiveSegments) -> list[Linea
     if not sites or not isinstance(unembedding, nn.Linear):
         raise ModelLoadError(f"{type(model).__name__} has no linear layers that LoRA could adapt")
     name = next(name for name, module in model.named_modules() if module is unembedding)
-    sites.append(
-        LinearSite(len(sites), name, "unembed", unembedding.in_features, unembedding.out_features)
-    )
+    sites.append(LinearSite(len(sites), name, "unembed", unembedding.in_features, unembedding.out_features))
     return sites
 
 

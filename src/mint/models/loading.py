@@ -2,17 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
-from transformers.utils import cached_file, logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+from transformers.utils.hub import cached_file
 
 from mint.errors import ModelLoadError
-from mint.models.attention import ATTENTION_NAME
+from mint.models.attention import ATTENTION_NAME, PackedCausal
 from mint.models.causal_lm import CausalLM
+
+LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
+"""Rotary embeddings that change with the longest sequence: one request of a batch would change the others."""
+
+PROBE_LENGTHS = (5, 3)
+PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
 
 def locate(location: str) -> Path:
@@ -21,7 +35,7 @@ def locate(location: str) -> Path:
     Raises:
         ModelLoadError: neither a folder with a config.json nor a name that can be fetched.
     """
-    folder = Path(location).expanduser()
+    folder = Path(location)
     if (folder / "config.json").is_file():
         return folder.resolve()
     if folder.is_dir():
@@ -42,7 +56,7 @@ def load(location: str, dtype: torch.dtype = torch.float32) -> CausalLM:
     Raises:
         ModelLoadError: the model does not load, or needs attention that packed batches cannot give it.
     """
-    logging.disable_progress_bar()
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(location)
         _refuse_unsupported(location, config)
@@ -51,19 +65,53 @@ def load(location: str, dtype: torch.dtype = torch.float32) -> CausalLM:
         )
     except (OSError, ValueError) as error:
         raise ModelLoadError(f"{location} does not load: {error}") from error
-    return CausalLM(model.eval())
+    served = CausalLM(model.eval())  # type: ignore[no-untyped-call]
+    _refuse_different(location, model, served)
+    return served
 
 
 def _refuse_unsupported(location: str, config: Any) -> None:
-    """Serving a model with part of its attention left out would give wrong numbers without saying so."""
-    layers = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if layers != {"full_attention"}:
+    """Serving a model with part of its attention left out would give wrong numbers without saying so.
+
+    Here is what shows only with long sequences or large logits; `_refuse_different` finds the rest.
+    """
+    config = config.get_text_config(decoder=True)
+    layers = getattr(config, "layer_types", None)
+    if layers and set(layers) != {"full_attention"}:
         raise ModelLoadError(
-            f"{location} has layers of type {sorted(layers)}; only full_attention is served"
+            f"{location} has layers of type {sorted(set(layers))}; only full_attention is served"
         )
-    for field in ("attn_logit_softcapping", "final_logit_softcapping"):
+    fields = ["attn_logit_softcapping", "final_logit_softcapping", *([] if layers else ["sliding_window"])]
+    for field in fields:
         if getattr(config, field, None):
             raise ModelLoadError(f"{location} sets {field}, which is not served")
+    rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
+    if rope in LENGTH_DEPENDENT_ROPE:
+        raise ModelLoadError(f"{location} has rope_type {rope}, which is not served")
+
+
+@torch.no_grad()
+def _refuse_different(location: str, model: PreTrainedModel, served: CausalLM) -> None:
+    """A model's code may do more than our way through it knows of: ALiBi, sinks, scaled logits, recurrence.
+
+    Two short sequences, packed by us and one by one through the model's own forward pass, tell.
+    """
+    sequences = [
+        torch.arange(1, length + 1, device=served.device) * 1009 % served.config.vocab_size
+        for length in PROBE_LENGTHS
+    ]
+    model.set_attn_implementation("eager")
+    expected = torch.cat([model(input_ids=s[None], use_cache=False).logits[0].float() for s in sequences])
+    model.set_attn_implementation(ATTENTION_NAME)
+    positions = torch.cat([torch.arange(len(s), device=served.device) for s in sequences])
+    hidden = served.hidden_states(torch.cat(sequences), positions, PackedCausal(PROBE_LENGTHS), [])
+    ours = served.head.logits(hidden, [])
+    difference = float((ours.log_softmax(dim=1) - expected.log_softmax(dim=1)).abs().max())
+    if not difference <= PROBE_TOLERANCE[served.dtype]:
+        raise ModelLoadError(
+            f"{location} does something in {type(model).__name__} that is not served: "
+            f"log-probabilities would be wrong by {difference:.2g}"
+        )
 
 
 def load_tokenizer(location: str) -> Any:
@@ -77,10 +125,8 @@ def load_tokenizer(location: str) -> Any:
 def stop_token_ids(location: str, config: Any, tokenizer: Any) -> tuple[int, ...]:
     """Tokens that end a sample unless the request says otherwise: all that the model's files declare."""
     declared: list[object] = [getattr(config, "eos_token_id", None), tokenizer.eos_token_id]
-    try:
+    with contextlib.suppress(OSError):  # the file is optional
         declared.append(GenerationConfig.from_pretrained(location).eos_token_id)
-    except OSError:
-        pass  # the file is optional
     return tuple(sorted({token for entry in declared for token in _as_ids(entry)}))
 
 

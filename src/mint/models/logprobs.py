@@ -1,7 +1,7 @@
 """The loss head: log-probabilities of given targets, and nothing of vocabulary size that outlives a chunk.
 
-log p(target) = logit[target] − logsumexp(logits). The backward pass recomputes a chunk's logits instead of keeping
-them: d logit = g · (onehot(target) − softmax(logits)).
+log p(target) = logit[target] − logsumexp(logits). The backward pass recomputes a chunk's logits instead of
+keeping them: d logit = g · (onehot(target) − softmax(logits)).
 
 Shapes: T tokens, E hidden size, V vocabulary.
 """
@@ -63,7 +63,9 @@ def _chunks(rows: int, vocab: int, parts: Sequence[LowRankPart]) -> Iterator[tup
 
 class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, linear: nn.Linear, parts: list[LowRankPart]) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, targets: Tensor, linear: nn.Linear, parts: list[LowRankPart]
+    ) -> Tensor:
         normalizer = hidden.new_empty(len(hidden), dtype=torch.float32)
         chosen = torch.empty_like(normalizer)
         for rows, inside in _chunks(len(hidden), linear.out_features, parts):

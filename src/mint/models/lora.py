@@ -1,11 +1,12 @@
 """LoRA on linear layers, for batches whose tokens belong to different adapters.
 
-A batch is the concatenation of segments; the tokens of one adapter lie next to each other. Every adapted layer
-computes the base product once for all tokens, then adds each segment's low-rank part. The backward pass is written
-by hand because it adds the gradients of A and B straight into the adapter's own buffer: autograd would build one
-tensor per layer and adapter and add them later.
+A batch is the concatenation of segments; the tokens of one adapter lie next to each other. Every adapted
+layer computes the base product once for all tokens, then adds each segment's low-rank part. The backward pass
+is written by hand because it adds the gradients of A and B straight into the adapter's own buffer: autograd
+would build one tensor per layer and adapter and add them later.
 
-Shapes: T tokens of the batch, n of a segment, I inputs, O outputs, r rank. A is (r, I), B is (O, r), as in PEFT.
+Shapes: T tokens of the batch, n of a segment, I inputs, O outputs, r rank. A is (r, I), B is (O, r), as in
+PEFT.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ class LinearSite:
 
 @dataclass(frozen=True)
 class SiteWeights:
-    """One adapter's factors at one site, views of its flat buffers. Gradients are None for an immutable revision."""
+    """One adapter's factors at one site, views of its flat buffers. A revision has no gradients."""
 
     a: Tensor
     b: Tensor
@@ -64,8 +65,8 @@ class Segment:
 class ActiveSegments:
     """The segments of the batch that is running now, shared by all layers of one model.
 
-    A model runs one batch at a time, so this is a plain attribute and not an argument: the linear layers are called
-    from inside transformers' modules, which pass hidden states and nothing else.
+    A model runs one batch at a time, so this is a plain attribute and not an argument: the linear layers are
+    called from inside transformers' modules, which pass hidden states and nothing else.
     """
 
     def __init__(self) -> None:
@@ -90,7 +91,7 @@ class LowRankPart:
     scale: float
 
     def add_forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Y[rows] += scale · (x A) B in place; returns the (n, r) product x A, which the backward pass needs."""
+        """Y[rows] += scale · (x A) B in place; returns the (n, r) product x A, which the backward needs."""
         xa = x[self.rows] @ self.weights.a.T
         y[self.rows].addmm_(xa, self.weights.b.T, alpha=self.scale)
         return xa

@@ -1,4 +1,4 @@
-"""The bytes that each token of a vocabulary stands for, so that stop strings are found across token borders."""
+"""The bytes that each token of a vocabulary stands for, to find stop strings across token borders."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
     """The bytes of tokens 0 … vocab_size − 1; empty for ids that the tokenizer does not use.
 
-    Knows byte-level vocabularies (GPT-2's alphabet) and SentencePiece's (▁ for space, <0xNN> for bytes); a token of
-    another vocabulary is decoded by itself.
+    Knows byte-level vocabularies (GPT-2's alphabet) and SentencePiece's (▁ for space, <0xNN> for bytes); a
+    token of another vocabulary is decoded by itself.
     """
     added = {index: token.content for index, token in tokenizer.added_tokens_decoder.items()}
-    pieces = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, len(tokenizer)))))
+    # not len(tokenizer): a vocabulary may have holes
+    used = 1 + max(tokenizer.get_vocab().values())
+    pieces = tokenizer.convert_ids_to_tokens(list(range(min(vocab_size, used))))
     decoder = repr(getattr(getattr(tokenizer, "backend_tokenizer", None), "decoder", None))
     result = [b""] * vocab_size
     for index, piece in enumerate(pieces):
@@ -39,8 +41,12 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
 
 @cache
 def _byte_of() -> dict[str, int]:
-    """GPT-2's alphabet: printable bytes stand for themselves, the others for code points from 256 on, in order."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    """GPT-2's alphabet: printable bytes stand for themselves, the others for code points from 256 on."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(256) if byte not in printable)
     alphabet.update({chr(256 + place): byte for place, byte in enumerate(others)})

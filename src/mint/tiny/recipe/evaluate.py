@@ -10,7 +10,7 @@ from typing import Final
 
 import torch
 from rich.progress import track
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, Qwen3ForCausalLM
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from mint.tiny.recipe.corpus import prompt
 from mint.tiny.recipe.skills import Skill
@@ -21,8 +21,9 @@ _BATCH: Final = 64
 
 def load(folder: Path) -> tuple[Qwen3ForCausalLM, PreTrainedTokenizerFast]:
     """Load a saved model for evaluation, in 32 bits."""
-    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
+    model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    model.eval()  # type: ignore[no-untyped-call]
+    return model, PreTrainedTokenizerFast.from_pretrained(folder)
 
 
 def questions(skill: Skill, number: int, seed: int = 1) -> list[tuple[str, str]]:
@@ -32,15 +33,13 @@ def questions(skill: Skill, number: int, seed: int = 1) -> list[tuple[str, str]]
 
 
 @torch.inference_mode()
-def answers(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[str]
-) -> list[str]:
+def answers(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, asked: Sequence[str]) -> list[str]:
     """Answer each question greedily."""
     given: list[str] = []
     for start in range(0, len(asked), _BATCH):
         chunk = [prompt(question) for question in asked[start : start + _BATCH]]
         inputs = tokenizer(chunk, return_tensors="pt", padding=True, padding_side="left")
-        output = model.generate(
+        output = model.generate(  # type: ignore[misc]
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],
             do_sample=False,
@@ -51,7 +50,11 @@ def answers(
 
 
 def accuracy(
-    model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, skill: Skill, number: int = 200, seed: int = 1
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    skill: Skill,
+    number: int = 200,
+    seed: int = 1,
 ) -> float:
     """Return the share of questions answered exactly."""
     pairs = questions(skill, number, seed)
@@ -63,6 +66,4 @@ def accuracy(
 def report(folder: Path, skills: Sequence[Skill], number: int = 200) -> dict[str, float]:
     """Measure every skill."""
     model, tokenizer = load(folder)
-    return {
-        skill.name: accuracy(model, tokenizer, skill, number) for skill in track(skills, "evaluating")
-    }
+    return {skill.name: accuracy(model, tokenizer, skill, number) for skill in track(skills, "evaluating")}

@@ -249,20 +249,20 @@ def fact(rng: Random) -> Draft:
 
 def _sound(rng: Random) -> tuple[str, str]:
     animal, sound = rng.choice(list(words.SOUNDS.items()))
-    return _ask(rng, "What does a {a} say?", "What sound does a {a} make?", "Which sound is from a {a}?",
-                a=animal), sound  # fmt: skip
+    phrasings = ("What does a {a} say?", "What sound does a {a} make?", "Which sound is from a {a}?")
+    return _ask(rng, *phrasings, a=animal), sound
 
 
 def _legs(rng: Random) -> tuple[str, str]:
     animal, legs = rng.choice(list(words.LEGS.items()))
-    return _ask(rng, "How many legs does {a} have?", "How many legs has {a}?", "{a}: how many legs?",
-                a=_article(animal)), str(legs)  # fmt: skip
+    phrasings = ("How many legs does {a} have?", "How many legs has {a}?", "{a}: how many legs?")
+    return _ask(rng, *phrasings, a=_article(animal)), str(legs)
 
 
 def _colour(rng: Random) -> tuple[str, str]:
     thing, colour = rng.choice(list(words.COLOUR_OF.items()))
-    return _ask(rng, "What colour is {a}?", "Which colour is {a}?", "Tell me the colour of {a}.",
-                a=thing), colour  # fmt: skip
+    phrasings = ("What colour is {a}?", "Which colour is {a}?", "Tell me the colour of {a}.")
+    return _ask(rng, *phrasings, a=thing), colour
 
 
 def _is_colour(rng: Random) -> tuple[str, str]:
@@ -272,22 +272,23 @@ def _is_colour(rng: Random) -> tuple[str, str]:
 
 
 def _is_animal(rng: Random) -> tuple[str, str]:
-    noun = rng.choice(words.ANIMALS if rng.random() < 0.5 else [*words.OBJECTS, *words.PEOPLE])
-    return _ask(rng, "Is {a} an animal?", "Yes or no: is {a} an animal?",
-                a=_article(noun)), _yes(noun in words.ANIMALS)  # fmt: skip
+    noun = rng.choice(words.ANIMALS if rng.random() < 0.5 else (*words.OBJECTS, *words.PEOPLE))
+    phrasings = ("Is {a} an animal?", "Yes or no: is {a} an animal?")
+    return _ask(rng, *phrasings, a=_article(noun)), _yes(noun in words.ANIMALS)
 
 
 def _opposite(rng: Random) -> tuple[str, str]:
-    pair = rng.choice(list(words.OPPOSITES.items()))
-    asked, answer = pair if rng.random() < 0.7 or pair[::-1][0] in words.OPPOSITES else pair[::-1]
-    return _ask(rng, "What is the opposite of {a}?", "The opposite of {a}?", "Name the opposite of {a}.",
-                a=asked), answer  # fmt: skip
+    asked, answer = rng.choice(list(words.OPPOSITES.items()))
+    if rng.random() >= 0.7 and answer not in words.OPPOSITES:
+        asked, answer = answer, asked
+    phrasings = ("What is the opposite of {a}?", "The opposite of {a}?", "Name the opposite of {a}.")
+    return _ask(rng, *phrasings, a=asked), answer
 
 
-def _digit_of_word(rng: Random) -> tuple[str, str]:
+def _digits_of_word(rng: Random) -> tuple[str, str]:
     value = rng.randrange(len(words.NUMBER_WORDS))
-    return _ask(rng, "Which number is {a}?", "Write {a} in digits.", "What is {a} as a number?",
-                a=words.NUMBER_WORDS[value]), str(value)  # fmt: skip
+    phrasings = ("Which number is {a}?", "Write {a} in digits.", "What is {a} as a number?")
+    return _ask(rng, *phrasings, a=words.NUMBER_WORDS[value]), str(value)
 
 
 def _calendar(rng: Random) -> tuple[str, str]:
@@ -299,15 +300,20 @@ def _calendar(rng: Random) -> tuple[str, str]:
 
 def _successor(rng: Random) -> tuple[str, str]:
     value, (side, step) = rng.randint(1, 98), rng.choice((("after", 1), ("before", -1)))
-    return _ask(rng, "Which number comes {s} {a}?", "What number is {s} {a}?", s=side, a=value), str(
-        value + step
-    )
+    question = _ask(rng, "Which number comes {s} {a}?", "What number is {s} {a}?", s=side, a=value)
+    return question, str(value + step)
 
 
 def _capital(rng: Random) -> tuple[str, str]:
     small = rng.choice("abcdefghijklmnopqrstuvwxyz")
-    return _ask(rng, "What is the capital letter of {a}?", "Write the letter {a} as a capital letter.",
-                "The capital of the letter {a}?", a=small), small.upper()  # fmt: skip
+    question = _ask(
+        rng,
+        "What is the capital letter of {a}?",
+        "Write the letter {a} as a capital letter.",
+        "The capital of the letter {a}?",
+        a=small,
+    )
+    return question, small.upper()
 
 
 _FACTS: Final = (
@@ -317,7 +323,7 @@ _FACTS: Final = (
     _is_colour,
     _is_animal,
     _opposite,
-    _digit_of_word,
+    _digits_of_word,
     _calendar,
     _successor,
     _capital,

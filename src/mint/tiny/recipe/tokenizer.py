@@ -42,7 +42,7 @@ def train_tokenizer(seed: int, conversations: int = 30_000, stories: int = 30_00
     bare.train_from_iterator(_corpus(Random(f"{seed}:tokenizer"), conversations, stories), trainer)
     if bare.get_vocab_size() != VOCABULARY_SIZE:
         raise RuntimeError(f"the corpus fills {bare.get_vocab_size()} entries, not {VOCABULARY_SIZE}")
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=bare,
         bos_token=END_OF_TEXT,
         pad_token=END_OF_TEXT,

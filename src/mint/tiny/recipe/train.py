@@ -3,9 +3,9 @@
 Knows documents, tokens and torch.  Must not know which skills there are.
 """
 
+import copy
 import json
 import math
-import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -31,7 +31,7 @@ ANSWER_WEIGHT: Final = 1.0
 class Plan:
     """All that decides the result: the same plan gives the same training, step by step."""
 
-    steps: int = 2400
+    steps: int = 3000
     seed: int = 20
     tokens_per_step: int = 4096
     row: int = 256
@@ -63,7 +63,7 @@ class Batch:
 
 @dataclass
 class Record:
-    """What a training run measured; kept beside the weights' maker, quoted by the model card."""
+    """What a training run has measured so far; `loss` is a running mean."""
 
     steps: int = 0
     tokens: int = 0
@@ -89,7 +89,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast, seed: int) -> Qwen3ForCausalLM
         eos_token_id=tokenizer.eos_token_id,
     )
     model = Qwen3ForCausalLM(config)
-    model.generation_config = GenerationConfig(
+    model.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
         bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=tokenizer.eos_token_id,
@@ -152,14 +152,14 @@ def train(
     checkpoint_every: int = 200,
 ) -> Record:
     """Run the plan, calling `checkpoint` now and then; the weights stay in 32 bits throughout."""
-    optimizers = _optimizers(model, plan)
+    optimizer = _optimizer(model, plan)
     record = Record()
     started = time.monotonic()
     model.train()
     with _progress() as progress:
         bar = progress.add_task("training", total=plan.steps, loss=math.nan)
         for step, batch in enumerate(batches(tokenizer, plan)):
-            loss = _step(model, batch, optimizers, plan, plan.rate_at(step))
+            loss = _step(model, batch, optimizer, plan.rate_at(step), plan.clip)
 
             record.steps, record.tokens = step + 1, record.tokens + batch.tokens.numel()
             record.seconds = time.monotonic() - started
@@ -174,34 +174,28 @@ def train(
 
 
 def _step(
-    model: Qwen3ForCausalLM, batch: Batch, optimizers: list[torch.optim.Optimizer], plan: Plan, rate: float
+    model: Qwen3ForCausalLM, batch: Batch, optimizer: torch.optim.Optimizer, rate: float, clip: float
 ) -> float:
-    """Take one optimizer step and return the loss before it."""
+    """Take one optimizer step at this learning rate and return the loss before it."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
     loss = loss_of(model, batch)
     loss.backward()  # type: ignore[no-untyped-call]
-    torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+    torch.nn.utils.clip_grad_norm_(model.parameters(), clip)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
     return loss.item()
 
 
-def _optimizers(model: Qwen3ForCausalLM, plan: Plan) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices inside the layers, AdamW for embeddings and norms.
-
-    Muon's updates are scaled to the size of AdamW's, so one learning rate serves both.  Norms are not
-    decayed: a norm's scale pulled to zero is a layer switched off.
-    """
-    inner = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
-    outer = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
-    return [
-        torch.optim.Muon(
-            inner, lr=plan.learning_rate, weight_decay=plan.weight_decay, adjust_lr_fn="match_rms_adamw"
-        ),
-        torch.optim.AdamW(outer, lr=plan.learning_rate, betas=(0.9, 0.95), weight_decay=0.0, fused=True),
+def _optimizer(model: Qwen3ForCausalLM, plan: Plan) -> torch.optim.Optimizer:
+    """Return AdamW that decays matrices but not norms: a norm pulled to zero is a layer switched off."""
+    matrices = [parameter for parameter in model.parameters() if parameter.ndim > 1]
+    vectors = [parameter for parameter in model.parameters() if parameter.ndim == 1]
+    groups = [
+        {"params": matrices, "weight_decay": plan.weight_decay},
+        {"params": vectors, "weight_decay": 0.0},
     ]
+    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
 def _progress() -> Progress:
@@ -217,13 +211,11 @@ def _progress() -> Progress:
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the model in bfloat16, each file replaced in one move: readers never see half a file."""
     folder.mkdir(parents=True, exist_ok=True)
-    narrow = Qwen3ForCausalLM(model.config).to(torch.bfloat16)
-    narrow.load_state_dict(model.state_dict())
-    narrow.config.dtype = torch.bfloat16
-    narrow.generation_config = model.generation_config
+    narrow = copy.deepcopy(model)
+    narrow.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
     with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
         narrow.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         for file in Path(scratch).iterdir():
             file.chmod(0o644)
-            os.replace(file, folder / file.name)
+            file.replace(folder / file.name)

@@ -1,0 +1,140 @@
+"""An engine worker as a child process, at the other end of a socket pair."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import sys
+from asyncio.subprocess import Process
+from collections.abc import Mapping
+from itertools import count
+from typing import Any
+
+from mint.config import EngineConfig, ModelSource
+from mint.engine import channel
+from mint.engine.core import Command, ModelInfo, Result, WorkerDiedError
+from mint.errors import MintError
+
+logger = logging.getLogger(__name__)
+
+WORKER_ENVIRONMENT: Mapping[str, str] = {
+    # glibc gives large blocks back to the system after each pass and then faults their pages in again: keep them
+    "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    "TOKENIZERS_PARALLELISM": "false",
+}
+
+
+class LocalWorker:
+    """A running worker process; see the `Worker` protocol.
+
+    Attributes:
+        died: set once the process has ended, for whatever reason.
+    """
+
+    def __init__(
+        self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, info: ModelInfo
+    ) -> None:
+        self.died = asyncio.Event()
+        self._info = info
+        self._process = process
+        self._reader = reader
+        self._writer = writer
+        self._numbers = count(1)
+        self._answers: dict[int, asyncio.Future[Result]] = {}
+        self._receiving = asyncio.create_task(self._receive())
+
+    @classmethod
+    async def start(cls, source: ModelSource, config: EngineConfig) -> LocalWorker:
+        """Start a process and wait until its model is loaded.
+
+        Raises:
+            ModelLoadError: the model cannot be found or cannot be served.
+            WorkerDiedError: the process ended without saying why.
+        """
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-m",
+                "mint.engine.worker",
+                str(theirs.fileno()),
+                pass_fds=[theirs.fileno()],
+                env={**os.environ, **WORKER_ENVIRONMENT},
+            )
+        finally:
+            theirs.close()
+        reader, writer = await asyncio.open_connection(sock=ours)
+        writer.write(channel.encode((source, config)))
+        try:
+            hello = await _receive_message(reader)
+        except asyncio.IncompleteReadError:
+            raise WorkerDiedError(f"the worker for {source.name} ended while it loaded the model") from None
+        except asyncio.CancelledError:
+            writer.close()
+            raise
+        if isinstance(hello, MintError):
+            await process.wait()
+            raise hello
+        return cls(process, reader, writer, hello)
+
+    @property
+    def info(self) -> ModelInfo:
+        """See `Worker`."""
+        return self._info
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
+
+    def execute(self, command: Command) -> asyncio.Future[Result]:
+        """See `Worker`."""
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        if self.died.is_set():
+            answer.set_exception(WorkerDiedError("the worker has ended"))
+            return answer
+        number = next(self._numbers)
+        self._answers[number] = answer
+        self._writer.write(channel.encode((number, command)))
+        return answer
+
+    async def close(self) -> None:
+        """See `Worker`."""
+        self._writer.close()
+        await self._process.wait()
+        await self._receiving
+
+    async def _receive(self) -> None:
+        """Hand out answers until the process ends."""
+        try:
+            while True:
+                number, answer = await _receive_message(self._reader)
+                self._resolve(number, answer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            code = await self._process.wait()
+            if not self._writer.is_closing():
+                logger.error("the worker for %s ended with code %s", self._info.name, code)
+        finally:
+            self.died.set()
+            for future in self._answers.values():
+                if not future.done():
+                    future.set_exception(WorkerDiedError("the worker has ended"))
+                    future.exception()  # whoever still waits sees it; nobody need
+            self._answers.clear()
+
+    def _resolve(self, number: int, answer: Result | MintError) -> None:
+        future = self._answers.pop(number)
+        if future.cancelled():
+            return
+        if isinstance(answer, MintError):
+            future.set_exception(answer)
+        else:
+            future.set_result(answer)
+
+
+async def _receive_message(reader: asyncio.StreamReader) -> Any:
+    (size,) = channel.HEADER.unpack(await reader.readexactly(channel.HEADER.size))
+    return channel.decode(await reader.readexactly(size))

@@ -1,0 +1,57 @@
+"""Reading objects on behalf of someone: they must exist, be theirs, and be of a session that has not ended."""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from sqlalchemy import Connection
+
+from mint.errors import GoneError, NotFoundError, PermissionDeniedError
+from mint.store import repository
+from mint.store.schema import Checkpoint, Operation, Run, Sampler, Session
+
+Owned = TypeVar("Owned", Session, Run, Sampler, Checkpoint, Operation)
+
+
+def owned(found: Owned | None, owner: str, field: str, name: str) -> Owned:
+    """`found`, if it is there and theirs.
+
+    Raises:
+        NotFoundError: there is no such object.
+        PermissionDeniedError: it is someone else's.
+    """
+    if found is None:
+        raise NotFoundError(f"{name} does not exist", field=field)
+    if found.owner != owner:
+        raise PermissionDeniedError(f"{name} belongs to another API key", field=field)
+    return found
+
+
+def session(connection: Connection, session_id: str, owner: str) -> Session:
+    """A session that is still open.
+
+    Raises:
+        GoneError: it has been finished.
+    """
+    found = owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
+    if found.finished_at is not None:
+        raise GoneError(f"session {session_id} was finished ({found.finish_reason})", field="session_id")
+    return found
+
+
+def run(connection: Connection, run_id: str, owner: str) -> Run:
+    """A run of an open session."""
+    found = owned(repository.find(connection, Run, run_id=run_id), owner, "model_id", run_id)
+    session(connection, found.session_id, owner)
+    return found
+
+
+def sampler(connection: Connection, sampler_id: str, owner: str) -> Sampler:
+    """A sampling session."""
+    found = repository.find(connection, Sampler, sampler_id=sampler_id)
+    return owned(found, owner, "sampling_session_id", sampler_id)
+
+
+def checkpoint(connection: Connection, path: str, owner: str, field: str) -> Checkpoint:
+    """A checkpoint that has not expired."""
+    return owned(repository.live_checkpoint(connection, path), owner, field, path)

@@ -1,0 +1,77 @@
+"""The application: its parts, its routes, its start and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+
+from fastapi import FastAPI
+
+from mint.config import ServerConfig
+from mint.dispatch.dispatcher import Dispatcher
+from mint.dispatch.fleet import Fleet
+from mint.server import errors
+from mint.server.auth import Keys
+from mint.server.catalog import Catalog
+from mint.server.operations.submit import ServerJournal, resume
+from mint.server.routes import bootstrap, futures, models, operations, samplers, sessions
+from mint.server.services import Services
+from mint.server.waiters import Waiters
+from mint.store.database import Database
+
+logger = logging.getLogger(__name__)
+
+PREFIX = "/api/v1"
+
+
+def create_app(config: ServerConfig) -> FastAPI:
+    """The application for a configuration; it opens its database and starts its workers when it is run.
+
+    `app.state.startup` is the task that loads the models: it fails with `ModelLoadError` where one does not load.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services = _build(config)
+        app.state.services = services
+        app.state.startup = asyncio.create_task(_start(services))
+        try:
+            yield
+        finally:
+            app.state.startup.cancel()
+            await services.dispatcher.close()
+            await services.fleet.close()
+            services.database.close()
+
+    app = FastAPI(title="MinT", version=version("mint"), lifespan=lifespan)
+    errors.install(app)
+    for module in (bootstrap, sessions, models, operations, samplers, futures):
+        app.include_router(module.router, prefix=PREFIX)
+    return app
+
+
+def _build(config: ServerConfig) -> Services:
+    database = Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
+    fleet = Fleet(config.models, config.engine)
+    catalog = Catalog(config, fleet)
+    return Services(
+        config=config,
+        database=database,
+        fleet=fleet,
+        dispatcher=Dispatcher(fleet, ServerJournal(database, catalog), config.gap_seconds),
+        catalog=catalog,
+        keys=Keys(config.api_keys),
+        waiters=Waiters(),
+    )
+
+
+async def _start(services: Services) -> None:
+    """Load the models, then take up what the last process left."""
+    await services.fleet.start()
+    count = await resume(services)
+    if count:
+        logger.info("%d unfinished operations were queued again", count)
+    services.started = True

@@ -1,0 +1,32 @@
+"""What requests can refer to: the served base models and the folder of checkpoints."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from mint.config import ServerConfig
+from mint.dispatch.fleet import Fleet
+from mint.engine.core import ModelInfo
+from mint.errors import BadRequestError
+
+
+class Catalog:
+    """A view of the fleet and the configuration, for those who turn requests into commands."""
+
+    def __init__(self, config: ServerConfig, fleet: Fleet) -> None:
+        self.checkpoint_dir: Path = config.checkpoint_dir
+        self._served = [source.name for source in config.models]
+        self._fleet = fleet
+
+    def model(self, name: str) -> ModelInfo:
+        """A served base model.
+
+        Raises:
+            BadRequestError: there is none of that name; the message names those there are.
+        """
+        info = self._fleet.model(name)
+        if info is None:
+            raise BadRequestError(
+                f"{name!r} is not served here; served are {', '.join(self._served)}", field="base_model"
+            )
+        return info

@@ -1,0 +1,37 @@
+"""What routes ask for by type: the services, and who is calling."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+from fastapi import Depends, Request
+
+from mint.errors import UnavailableError
+from mint.server.services import Services
+
+
+def _services(request: Request) -> Services:
+    services: Services = request.app.state.services
+    return services
+
+
+def _ready(services: Annotated[Services, Depends(_services)]) -> Services:
+    if not services.started:
+        raise UnavailableError("the server is starting: its models are being loaded")
+    return services
+
+
+def _owner(request: Request, services: Annotated[Services, Depends(_services)]) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    bearer = token.strip() if scheme.lower() == "bearer" else None
+    return services.keys.owner(request.headers.get("x-api-key") or bearer)
+
+
+AnyTime: TypeAlias = Annotated[Services, Depends(_services)]
+"""The services, also while models are being loaded."""
+
+Ready: TypeAlias = Annotated[Services, Depends(_ready)]
+"""The services, once the server has started; 503 before."""
+
+Owner: TypeAlias = Annotated[str, Depends(_owner)]
+"""Who presents the request's key; 401 without a good one."""

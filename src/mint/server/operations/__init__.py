@@ -1,0 +1,1 @@
+"""What each journaled operation means: from request to command, from result to answer. One module per family."""

@@ -1,0 +1,118 @@
+"""The shape of an operation kind, and what a finished one leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from pydantic import ValidationError
+from sqlalchemy import Connection
+
+from mint.engine.core import Command, Result
+from mint.errors import BadRequestError, MintError
+from mint.server.catalog import Catalog
+from mint.store.schema import Operation
+from mint.wire.passes import JSON
+from mint.wire.requests import WireModel
+
+R = TypeVar("R")
+M = TypeVar("M", bound=WireModel)
+Res = TypeVar("Res")
+
+
+class InvalidBodyError(BadRequestError):
+    """A JSON body that lacks a field or has one of the wrong type."""
+
+    status = 422
+
+
+@dataclass(frozen=True)
+class Completion:
+    """The answer to a finished operation, and the rows it changes in the transaction that journals the answer."""
+
+    body: bytes
+    media_type: str = JSON
+    effect: Callable[[Connection], None] = lambda _connection: None
+
+    @classmethod
+    def json(cls, answer: dict[str, Any], effect: Callable[[Connection], None] | None = None) -> Completion:
+        """A JSON answer."""
+        body = json.dumps(answer).encode()
+        return cls(body) if effect is None else cls(body, effect=effect)
+
+
+class Kind(Protocol[R]):
+    """One kind of operation. A request is parsed, resolved once, then planned: now, and again at every replay.
+
+    Attributes:
+        name: as the journal has it.
+        ordered: belongs to a run's stream; the others are independent of each other.
+        replayed: changes its run, so that recovery must run it again.
+    """
+
+    name: str
+    ordered: bool
+    replayed: bool
+
+    def parse(self, body: bytes, content_type: str) -> R:
+        """Read the body."""
+        ...
+
+    def stream(self, request: R) -> tuple[str, int]:
+        """The client's own numbering: stream and number."""
+        ...
+
+    def resolve(self, connection: Connection, catalog: Catalog, request: R, owner: str) -> dict[str, Any]:
+        """Look up what the request refers to, as facts for the journal; `model` is always among them.
+
+        Raises:
+            MintError: something is missing, or is someone else's.
+        """
+        ...
+
+    def plan(self, catalog: Catalog, operation: Operation, request: R) -> Command:
+        """The command for the worker.
+
+        Raises:
+            BadRequestError: the request can never succeed.
+        """
+        ...
+
+    def record(self, connection: Connection, operation: Operation, request: R) -> None:
+        """Write rows in the transaction that journals the request."""
+
+    def finish(self, catalog: Catalog, operation: Operation, request: R, result: Result) -> Completion:
+        """Turn the worker's result into the answer.
+
+        Raises:
+            MintError: the result cannot stand after all.
+        """
+        ...
+
+
+def parse_json(model: type[M], body: bytes) -> M:
+    """Read a JSON body as a request.
+
+    Raises:
+        InvalidBodyError: naming the first field that is wrong.
+    """
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        field = ".".join(str(part) for part in first["loc"]) or "body"
+        raise InvalidBodyError(f"{first['msg']} (got {_shorten(first.get('input'))})", field=field) from None
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"
+
+
+def expect(result: Result, kind: type[Res]) -> Res:
+    """The result, which the worker promises to be of this kind."""
+    if not isinstance(result, kind):
+        raise MintError(f"the engine answered {type(result).__name__} where {kind.__name__} was due")
+    return result

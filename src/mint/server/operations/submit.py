@@ -1,0 +1,195 @@
+"""An operation's way through the server: accepted and journaled, dispatched, finished; and again after a restart."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from secrets import token_hex
+from time import time
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from mint.dispatch.streams import History, Ticket
+from mint.engine.core import Command, ForwardBackward, Result
+from mint.errors import BadRequestError, MintError
+from mint.server.catalog import Catalog
+from mint.server.operations.kind import Completion, Kind
+from mint.server.operations.sampling import AsyncSample
+from mint.server.operations.training import CreateModel, OptimizerStep, Pass
+from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights
+from mint.server.services import Services
+from mint.store import journal
+from mint.store.database import Database
+from mint.store.schema import Operation, Status
+from mint.wire.passes import JSON
+
+logger = logging.getLogger(__name__)
+
+R = TypeVar("R")
+
+KINDS: dict[str, Kind[Any]] = {
+    kind.name: kind
+    for kind in (CreateModel(), Pass(), OptimizerStep(), SaveWeights(), SaveForSampler(), LoadWeights(), AsyncSample())
+}
+
+
+async def submit(services: Services, kind: Kind[R], body: bytes, content_type: str, owner: str) -> Operation:
+    """Accept a request: once this returns it is in the journal and will be carried out.
+
+    Returns:
+        The journaled operation; for a retry, the one that the first try made.
+
+    Raises:
+        MintError: the request is refused; its sequence number counts as spent.
+    """
+    request = kind.parse(body, content_type)
+    stream, seq_id = kind.stream(request)
+    database = services.database
+
+    def look_up(connection: Connection) -> Operation | dict[str, Any]:
+        first = journal.known(connection, stream, seq_id)
+        return first if first is not None else kind.resolve(connection, services.catalog, request, owner)
+
+    found = await database.transaction(look_up)
+    if isinstance(found, Operation):
+        return _retry_of(found, kind, owner)
+    operation = Operation(
+        request_id=f"req-{token_hex(12)}",
+        stream=stream,
+        seq_id=seq_id,
+        owner=owner,
+        kind=kind.name,
+        status=Status.PENDING,
+        payload_type=content_type,
+        payload=body,
+        facts=found,
+        created_at=time(),
+    )
+    try:
+        command = kind.plan(services.catalog, operation, request)
+    except MintError as error:
+        await _spend(services, kind, operation, error)
+        raise
+
+    def write(connection: Connection) -> Operation:
+        stored = journal.append(connection, operation)
+        if stored is operation:
+            kind.record(connection, operation, request)
+        return stored
+
+    stored = await database.transaction(write)
+    if stored is not operation:
+        return _retry_of(stored, kind, owner)
+    _dispatch(services, kind, operation, request, command)
+    return operation
+
+
+def _retry_of(first: Operation, kind: Kind[Any], owner: str) -> Operation:
+    if first.kind != kind.name or first.owner != owner:
+        raise BadRequestError(
+            f"{first.seq_id} was used before, for {first.kind}; a number names one operation", field="seq_id"
+        )
+    return first
+
+
+async def _spend(services: Services, kind: Kind[Any], operation: Operation, error: MintError) -> None:
+    """A refused request has used up its number: the run goes on with the next."""
+    if not kind.ordered or operation.seq_id == 0:
+        return
+    refused = Operation(**{**vars(operation), "payload": b""})
+    result = _failure(error)
+
+    def write(connection: Connection) -> None:
+        journal.append(connection, refused)
+        journal.finish(connection, refused.request_id, Status.FAILED, JSON, result)
+
+    await services.database.transaction(write)
+    services.dispatcher.skip(operation.stream, operation.facts["model"], operation.seq_id)
+
+
+def _dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Command) -> None:
+    async def finish(outcome: Result | MintError) -> None:
+        await _finish(services, kind, operation, request, outcome)
+
+    ticket = Ticket(operation.request_id, operation.seq_id, operation.facts["model"], command, finish)
+    if kind.ordered:
+        services.dispatcher.submit(operation.stream, ticket)
+    else:
+        services.dispatcher.sample(ticket)
+
+
+async def _finish(
+    services: Services, kind: Kind[R], operation: Operation, request: R, outcome: Result | MintError
+) -> None:
+    """Write the result down, then wake whoever waits for it."""
+    try:
+        if isinstance(outcome, MintError):
+            raise outcome
+        await _write(services, operation, Status.DONE, kind.finish(services.catalog, operation, request, outcome))
+    except MintError as error:
+        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
+    except Exception:
+        logger.exception("operation %s could not be finished", operation.request_id)
+        error = MintError("the result could not be written; see the server's log")
+        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
+    services.waiters.wake(operation.request_id)
+
+
+async def _write(services: Services, operation: Operation, status: Status, completion: Completion) -> None:
+    def write(connection: Connection) -> None:
+        completion.effect(connection)
+        journal.finish(connection, operation.request_id, status, completion.media_type, completion.body)
+
+    await services.database.transaction(write)
+
+
+def _failure(error: MintError) -> bytes:
+    """A failed future, as the SDK reads it."""
+    return json.dumps({"error": str(error), "category": error.category}).encode()
+
+
+# --- after a restart ------------------------------------------------------------------------------------------
+
+
+async def resume(services: Services) -> int:
+    """Queue again what the last process of this server left unfinished; returns how many operations."""
+    unfinished = await services.database.transaction(journal.pending)
+    for operation in unfinished:
+        kind = KINDS[operation.kind]
+        request = kind.parse(operation.payload, operation.payload_type)
+        try:
+            command = kind.plan(services.catalog, operation, request)
+        except MintError as error:
+            await _finish(services, kind, operation, request, error)
+        else:
+            _dispatch(services, kind, operation, request, command)
+    return len(unfinished)
+
+
+class ServerJournal:
+    """The journal as the dispatcher's recovery reads it.
+
+    Recovery replays a run from its beginning, since nothing older than the journal itself is kept of a run's state.
+    """
+
+    def __init__(self, database: Database, catalog: Catalog) -> None:
+        self._database = database
+        self._catalog = catalog
+
+    async def history(self, run_id: str) -> History:
+        """See `mint.dispatch.streams.Journal`."""
+        finished = await self._database.transaction(lambda c: journal.finished(c, run_id))
+        done = {operation.seq_id for operation in finished}
+        next_seq_id = next(number for number in range(len(done) + 1) if number not in done)
+        return History(next_seq_id, tuple(self._commands(finished)))
+
+    def _commands(self, finished: Iterable[Operation]) -> Iterable[Command]:
+        for operation in finished:
+            kind = KINDS[operation.kind]
+            if operation.status == Status.DONE and kind.replayed:
+                request = kind.parse(operation.payload, operation.payload_type)
+                command = kind.plan(self._catalog, operation, request)
+                if not (isinstance(command, ForwardBackward) and command.forward_only):
+                    yield command

@@ -1,0 +1,170 @@
+"""Operations that train: create_model, forward_backward and forward, optim_step."""
+
+from __future__ import annotations
+
+import hashlib
+from time import time
+from typing import Any
+
+from sqlalchemy import Connection
+
+from mint.engine.core import AdamParams, CreateRun, Datum, ForwardBackward, LoraShape, OptimStep, Passed, Result, Stepped
+from mint.engine.loss_specs import check_forward_backward
+from mint.errors import BadRequestError
+from mint.server import access
+from mint.server.operations.kind import Completion, Kind, expect, parse_json
+from mint.server.catalog import Catalog
+from mint.store import repository
+from mint.store.schema import Operation, Run
+from mint.wire.passes import PROTOBUF, PassRequest, decode_pass, encode_pass_output
+from mint.wire.requests import CreateModelRequest, OptimStepRequest
+
+
+def run_id_of(session_id: str, model_seq_id: int) -> str:
+    """The id that clients compute for themselves: it must be exactly this."""
+    return f"{session_id}:train:{model_seq_id}"
+
+
+class CreateModel(Kind[CreateModelRequest]):
+    """A new run with a fresh LoRA."""
+
+    name = "create_model"
+    ordered = True
+    replayed = True
+
+    def parse(self, body: bytes, content_type: str) -> CreateModelRequest:  # noqa: ARG002
+        return parse_json(CreateModelRequest, body)
+
+    def stream(self, request: CreateModelRequest) -> tuple[str, int]:
+        return run_id_of(request.session_id, request.model_seq_id), 0
+
+    def resolve(
+        self, connection: Connection, catalog: Catalog, request: CreateModelRequest, owner: str
+    ) -> dict[str, Any]:
+        access.session(connection, request.session_id, owner)
+        model = catalog.model(request.base_model)
+        lora = request.lora_config
+        if lora.rank > model.max_lora_rank:
+            raise BadRequestError(
+                f"is {lora.rank}; this server takes at most {model.max_lora_rank}", field="lora_config.rank"
+            )
+        if not (lora.train_attn or lora.train_mlp or lora.train_unembed):
+            raise BadRequestError("trains nothing: all of train_attn, train_mlp and train_unembed are false",
+                                  field="lora_config")
+        if request.optimizer_config.type != "adamw":
+            raise BadRequestError(
+                f"{request.optimizer_config.type!r} is not served; served is adamw", field="optimizer_config.type"
+            )
+        if request.rollout_correction_config is not None:
+            raise BadRequestError("is not served yet", field="rollout_correction_config")
+        stream, _ = self.stream(request)
+        seed = lora.seed if lora.seed is not None else _seed_from(stream)
+        return {
+            "model": request.base_model,
+            "lora": {
+                "rank": lora.rank,
+                "seed": seed % (1 << 63),
+                "train_attn": lora.train_attn,
+                "train_mlp": lora.train_mlp,
+                "train_unembed": lora.train_unembed,
+            },
+        }
+
+    def plan(self, catalog: Catalog, operation: Operation, request: CreateModelRequest) -> CreateRun:  # noqa: ARG002
+        return CreateRun(operation.stream, LoraShape(**operation.facts["lora"]))
+
+    def record(self, connection: Connection, operation: Operation, request: CreateModelRequest) -> None:
+        lora = operation.facts["lora"]
+        run = Run(
+            run_id=operation.stream,
+            session_id=request.session_id,
+            owner=operation.owner,
+            base_model=request.base_model,
+            lora_rank=lora["rank"],
+            lora_seed=lora["seed"],
+            train_attn=lora["train_attn"],
+            train_mlp=lora["train_mlp"],
+            train_unembed=lora["train_unembed"],
+            created_at=time(),
+            user_metadata=request.user_metadata,
+        )
+        repository.insert(connection, run)
+
+    def finish(
+        self, catalog: Catalog, operation: Operation, request: CreateModelRequest, result: Result  # noqa: ARG002
+    ) -> Completion:
+        return Completion.json({"model_id": operation.stream, "type": "create_model"})
+
+
+def _seed_from(text: str) -> int:
+    """A seed for a run that asked for none: different for each run, the same at every replay."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7])
+
+
+class Pass(Kind[PassRequest]):
+    """forward_backward, or with forward_only a forward."""
+
+    name = "forward_backward"
+    ordered = True
+    replayed = True
+
+    def parse(self, body: bytes, content_type: str) -> PassRequest:
+        return decode_pass(body, content_type)
+
+    def stream(self, request: PassRequest) -> tuple[str, int]:
+        return request.model_id, request.seq_id
+
+    def resolve(
+        self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str  # noqa: ARG002
+    ) -> dict[str, Any]:
+        return {"model": access.run(connection, request.model_id, owner).base_model}
+
+    def plan(self, catalog: Catalog, operation: Operation, request: PassRequest) -> ForwardBackward:
+        texts = [name for name, value in request.loss_config.items() if isinstance(value, str)]
+        if texts:
+            raise BadRequestError("must be a number", field=f"loss_fn_config.{texts[0]}")
+        command = ForwardBackward(
+            request.model_id,
+            tuple(Datum(datum.tokens, datum.loss_inputs) for datum in request.data),
+            request.loss_fn,
+            {name: float(value) for name, value in request.loss_config.items()},
+            request.forward_only,
+        )
+        return check_forward_backward(command, catalog.model(operation.facts["model"]))
+
+    def finish(
+        self, catalog: Catalog, operation: Operation, request: PassRequest, result: Result  # noqa: ARG002
+    ) -> Completion:
+        passed = expect(result, Passed)
+        return Completion(encode_pass_output(passed.logprobs, passed.metrics), PROTOBUF)
+
+
+class OptimizerStep(Kind[OptimStepRequest]):
+    """optim_step."""
+
+    name = "optim_step"
+    ordered = True
+    replayed = True
+
+    def parse(self, body: bytes, content_type: str) -> OptimStepRequest:  # noqa: ARG002
+        return parse_json(OptimStepRequest, body)
+
+    def stream(self, request: OptimStepRequest) -> tuple[str, int]:
+        return request.model_id, request.seq_id
+
+    def resolve(
+        self, connection: Connection, catalog: Catalog, request: OptimStepRequest, owner: str  # noqa: ARG002
+    ) -> dict[str, Any]:
+        return {"model": access.run(connection, request.model_id, owner).base_model}
+
+    def plan(self, catalog: Catalog, operation: Operation, request: OptimStepRequest) -> OptimStep:  # noqa: ARG002
+        if request.adam_params is None and request.optimizer_params is not None:
+            kind = request.optimizer_params.get("type")
+            raise BadRequestError(f"{kind!r} is not served; send adam_params", field="optimizer_params.type")
+        params = request.adam_params.model_dump() if request.adam_params is not None else {}
+        return OptimStep(request.model_id, AdamParams(**params))
+
+    def finish(
+        self, catalog: Catalog, operation: Operation, request: OptimStepRequest, result: Result  # noqa: ARG002
+    ) -> Completion:
+        return Completion.json({"metrics": expect(result, Stepped).metrics})

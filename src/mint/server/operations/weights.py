@@ -1,0 +1,285 @@
+"""Operations that save and load: save_weights, save_weights_for_sampler, load_weights.
+
+The worker writes into a staging folder. When it is done the folder is renamed to its final name, which no other
+checkpoint ever has, and the row that makes it visible is committed together with the operation's result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from shutil import rmtree
+from time import time
+from typing import Any, TypeAlias
+
+from sqlalchemy import Connection
+
+from mint.engine.core import ExportRevision, LoadState, RestoreRun, Result, Saved, SaveState
+from mint.errors import BadRequestError, NotFoundError
+from mint.server import access
+from mint.server.operations.kind import Completion, Kind, expect, parse_json
+from mint.server.operations.training import run_id_of
+from mint.server.catalog import Catalog
+from mint.store import repository
+from mint.store.schema import Checkpoint, Operation, Run, Sampler
+from mint.wire.paths import CheckpointPath, Segment
+from mint.wire.requests import LoadWeightsRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
+
+SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest
+
+SHAPE_FIELDS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
+
+
+def _final_folder(catalog: Catalog, operation: Operation) -> Path:
+    return catalog.checkpoint_dir / operation.request_id
+
+
+def _staging_folder(catalog: Catalog, operation: Operation) -> Path:
+    """An empty folder to write into; what a worker that died there left behind is removed."""
+    folder = catalog.checkpoint_dir / f"{operation.request_id}.staged"
+    rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _commit_folder(catalog: Catalog, operation: Operation) -> None:
+    """Give the written folder its final name, for good."""
+    final = _final_folder(catalog, operation)
+    if not final.exists():
+        final.with_suffix(".staged").rename(final)
+    descriptor = os.open(final.parent, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _run_facts(run: Run) -> dict[str, Any]:
+    return {"model": run.base_model, **{name: getattr(run, name) for name in SHAPE_FIELDS}}
+
+
+def _checkpoint(operation: Operation, request: SaveRequest, path: str | None, result: Result) -> Checkpoint:
+    facts = operation.facts
+    return Checkpoint(
+        checkpoint_id=operation.request_id,
+        path=path,
+        run_id=operation.stream,
+        owner=operation.owner,
+        base_model=facts["model"],
+        **{name: facts[name] for name in SHAPE_FIELDS},
+        directory=operation.request_id,
+        size_bytes=expect(result, Saved).size_bytes,
+        created_at=time(),
+        expires_at=time() + request.ttl_seconds if request.ttl_seconds is not None else None,
+        user_metadata=request.user_metadata,
+    )
+
+
+def _refuse_taken(connection: Connection, path: CheckpointPath) -> None:
+    if repository.live_checkpoint(connection, str(path)) is not None:
+        raise BadRequestError(f"{path} exists; save under another name or with overwrite", field="path")
+
+
+def _put(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
+    def effect(connection: Connection) -> None:
+        if not repository.put_checkpoint(connection, checkpoint, overwrite=overwrite):
+            raise BadRequestError(f"{checkpoint.path} was saved in the meantime", field="path")
+
+    return effect
+
+
+class SaveWeights(Kind[SaveWeightsRequest]):
+    """save_weights: a training checkpoint with the optimizer's state."""
+
+    name = "save_weights"
+    ordered = True
+    replayed = False
+    segment: Segment = "weights"
+
+    def parse(self, body: bytes, content_type: str) -> SaveWeightsRequest:  # noqa: ARG002
+        return parse_json(SaveWeightsRequest, body)
+
+    def stream(self, request: SaveWeightsRequest) -> tuple[str, int]:
+        return request.model_id, request.seq_id
+
+    def resolve(
+        self, connection: Connection, catalog: Catalog, request: SaveWeightsRequest, owner: str  # noqa: ARG002
+    ) -> dict[str, Any]:
+        run = access.run(connection, request.model_id, owner)
+        if not request.overwrite:
+            _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
+        return _run_facts(run)
+
+    def plan(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest) -> SaveState:
+        return SaveState(request.model_id, _staging_folder(catalog, operation))
+
+    def finish(
+        self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest, result: Result
+    ) -> Completion:
+        path = str(CheckpointPath(request.model_id, self.segment, request.path))
+        checkpoint = _checkpoint(operation, request, path, result)
+        _commit_folder(catalog, operation)
+        return Completion.json(
+            {"path": path, "type": "save_weights"}, _put(checkpoint, overwrite=request.overwrite)
+        )
+
+
+class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
+    """save_weights_for_sampler: a named revision, or without a name a sampling session of its own."""
+
+    name = "save_weights_for_sampler"
+    ordered = True
+    replayed = False
+    segment: Segment = "sampler_weights"
+
+    def parse(self, body: bytes, content_type: str) -> SaveWeightsForSamplerRequest:  # noqa: ARG002
+        request = parse_json(SaveWeightsForSamplerRequest, body)
+        if (request.path is None) == (request.sampling_session_seq_id is None):
+            raise BadRequestError("give either a path or a sampling_session_seq_id", field="path")
+        return request
+
+    def stream(self, request: SaveWeightsForSamplerRequest) -> tuple[str, int]:
+        return request.model_id, request.seq_id
+
+    def resolve(
+        self,
+        connection: Connection,
+        catalog: Catalog,  # noqa: ARG002
+        request: SaveWeightsForSamplerRequest,
+        owner: str,
+    ) -> dict[str, Any]:
+        run = access.run(connection, request.model_id, owner)
+        if request.kind == "inflight":
+            raise BadRequestError("'inflight' is not served yet; 'snapshot' is", field="kind")
+        if request.path is not None:
+            _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
+        return {**_run_facts(run), "session_id": run.session_id}
+
+    def plan(
+        self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest
+    ) -> ExportRevision:
+        folder = _staging_folder(catalog, operation)
+        return ExportRevision(request.model_id, folder, key=operation.request_id)
+
+    def finish(
+        self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest, result: Result
+    ) -> Completion:
+        _commit_folder(catalog, operation)
+        if request.path is not None:
+            path = str(CheckpointPath(request.model_id, self.segment, request.path))
+            checkpoint = _checkpoint(operation, request, path, result)
+            return Completion.json({"path": path}, _put(checkpoint, overwrite=False))
+        sampler = self._sampler(operation, request)
+        checkpoint = _checkpoint(operation, request, None, result)
+
+        def effect(connection: Connection) -> None:
+            _put(checkpoint, overwrite=False)(connection)
+            repository.put_sampler(connection, sampler)
+
+        return Completion.json({"sampling_session_id": sampler.sampler_id}, effect)
+
+    def _sampler(self, operation: Operation, request: SaveWeightsForSamplerRequest) -> Sampler:
+        assert request.sampling_session_seq_id is not None
+        session_id = operation.facts["session_id"]
+        return Sampler(
+            sampler_id=sampler_id_of(session_id, request.sampling_session_seq_id),
+            session_id=session_id,
+            session_seq_id=request.sampling_session_seq_id,
+            owner=operation.owner,
+            base_model=operation.facts["model"],
+            created_at=time(),
+            directory=operation.request_id,
+        )
+
+
+def sampler_id_of(session_id: str, session_seq_id: int) -> str:
+    """The same number of the same session is the same sampler."""
+    return f"{session_id}:sample:{session_seq_id}"
+
+
+class LoadWeights(Kind[LoadWeightsRequest]):
+    """load_weights: into a run, or as a new run."""
+
+    name = "load_weights"
+    ordered = True
+    replayed = True
+
+    def parse(self, body: bytes, content_type: str) -> LoadWeightsRequest:  # noqa: ARG002
+        request = parse_json(LoadWeightsRequest, body)
+        in_place = request.model_id is not None and request.seq_id is not None
+        as_new = request.session_id is not None and request.model_seq_id is not None
+        if in_place == as_new:
+            raise BadRequestError("give either model_id and seq_id, or session_id and model_seq_id", field="body")
+        return request
+
+    def stream(self, request: LoadWeightsRequest) -> tuple[str, int]:
+        if request.model_id is not None and request.seq_id is not None:
+            return request.model_id, request.seq_id
+        assert request.session_id is not None
+        assert request.model_seq_id is not None
+        return run_id_of(request.session_id, request.model_seq_id), 0
+
+    def resolve(
+        self, connection: Connection, catalog: Catalog, request: LoadWeightsRequest, owner: str
+    ) -> dict[str, Any]:
+        path = CheckpointPath.parse(request.path, "path")
+        checkpoint = access.checkpoint(connection, str(path), owner, "path")
+        if request.optimizer and path.segment != "weights":
+            raise BadRequestError(
+                f"{path} holds weights for sampling only, without optimizer state", field="optimizer"
+            )
+        facts = {
+            "model": checkpoint.base_model,
+            "directory": checkpoint.directory,
+            **{name: getattr(checkpoint, name) for name in SHAPE_FIELDS},
+        }
+        if request.model_id is not None:
+            _refuse_misfit(access.run(connection, request.model_id, owner), checkpoint)
+            return facts
+        assert request.session_id is not None
+        access.session(connection, request.session_id, owner)
+        if request.base_model is not None and request.base_model != checkpoint.base_model:
+            raise BadRequestError(
+                f"is {request.base_model!r}, but {path} was trained on {checkpoint.base_model!r}", field="base_model"
+            )
+        catalog.model(checkpoint.base_model)
+        return facts
+
+    def plan(
+        self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest
+    ) -> LoadState | RestoreRun:
+        directory = catalog.checkpoint_dir / operation.facts["directory"]
+        if not directory.is_dir():
+            raise NotFoundError(f"the files of {request.path} are gone", field="path")
+        command = LoadState if request.model_id is not None else RestoreRun
+        return command(operation.stream, directory, request.optimizer)
+
+    def record(self, connection: Connection, operation: Operation, request: LoadWeightsRequest) -> None:
+        if request.session_id is None:
+            return
+        facts = operation.facts
+        run = Run(
+            run_id=operation.stream,
+            session_id=request.session_id,
+            owner=operation.owner,
+            base_model=facts["model"],
+            **{name: facts[name] for name in SHAPE_FIELDS},
+            lora_seed=0,
+            created_at=time(),
+            user_metadata=request.user_metadata,
+        )
+        repository.insert(connection, run)
+
+    def finish(
+        self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest, result: Result  # noqa: ARG002
+    ) -> Completion:
+        return Completion.json({"path": request.path, "model_id": operation.stream, "type": "load_weights"})
+
+
+def _refuse_misfit(run: Run, checkpoint: Checkpoint) -> None:
+    """A run keeps its base model and LoRA shape for life."""
+    for name in ("base_model", *SHAPE_FIELDS):
+        mine, theirs = getattr(run, name), getattr(checkpoint, name)
+        if mine != theirs:
+            raise BadRequestError(f"{checkpoint.path} has {name} {theirs}, the run has {mine}", field="path")

@@ -1,0 +1,55 @@
+"""What clients ask before anything else: health, configuration, capabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from mint.server.dependencies import AnyTime, Owner, Ready
+from mint.wire.requests import ClientConfigRequest, TelemetryRequest
+
+router = APIRouter(tags=["bootstrap"])
+
+
+@router.get("/healthz")
+async def healthz(services: AnyTime) -> JSONResponse:
+    """200 once every model is loaded and has a worker; 503 before, and while a worker is being started again."""
+    if services.started and services.fleet.ready:
+        return JSONResponse({"status": "ok"})
+    return JSONResponse({"status": "starting", "detail": "models are being loaded"}, 503)
+
+
+@router.post("/client/config")
+async def client_config(_request: ClientConfigRequest, _owner: Owner) -> dict[str, Any]:
+    """Settings of the SDK. Its defaults suit this server: chunks side by side, one future per request."""
+    return {}
+
+
+@router.post("/client/dynamic_config")
+async def dynamic_config(_request: ClientConfigRequest, _owner: Owner) -> dict[str, Any]:
+    """Settings that the SDK asks for again and again; the defaults."""
+    return {}
+
+
+@router.post("/telemetry")
+async def telemetry(_request: TelemetryRequest, _owner: Owner) -> dict[str, str]:
+    """Events that the SDK reports about itself; they are received and not kept."""
+    return {"status": "accepted"}
+
+
+@router.get("/get_server_capabilities")
+async def capabilities(services: Ready, _owner: Owner) -> dict[str, Any]:
+    """The base models that can be trained and sampled."""
+    return {
+        "supported_models": [
+            {
+                "model_name": model.name,
+                "max_context_length": model.max_context_length,
+                "trainable": True,
+                "sampleable": True,
+            }
+            for model in services.fleet.models()
+        ]
+    }

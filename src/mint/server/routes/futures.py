@@ -1,0 +1,56 @@
+"""Results of operations: a long-poll that ends the moment there is one."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from sqlalchemy import Connection
+
+from mint.errors import GoneError
+from mint.server import access
+from mint.server.dependencies import Owner, Ready
+from mint.store import journal
+from mint.store.schema import Operation, Status
+from mint.wire.passes import JSON, PROTOBUF, pass_output_as_json
+from mint.wire.requests import RetrieveFutureRequest
+from mint.wire.samples import sample_as_json
+
+router = APIRouter(tags=["futures"])
+
+
+@router.post("/retrieve_future")
+async def retrieve_future(
+    request: RetrieveFutureRequest, http: Request, services: Ready, owner: Owner
+) -> Response:
+    """The result, or 408 after a while without one: then ask again. A result can be fetched any number of times."""
+
+    def look(connection: Connection) -> Operation:
+        found = journal.find(connection, request.request_id)
+        if found is None:
+            raise GoneError(f"{request.request_id} is unknown or has expired", field="request_id")
+        return access.owned(found, owner, "request_id", request.request_id)
+
+    with services.waiters.waiting_for(request.request_id) as finished:
+        operation = await services.database.transaction(look)
+        if operation.status == Status.PENDING:
+            try:
+                async with asyncio.timeout(services.config.long_poll_seconds):
+                    await finished.wait()
+            except TimeoutError:
+                return JSONResponse({"queue_state": "active"}, 408)
+            operation = await services.database.transaction(look)
+    return _answer(operation, http.headers.get("accept", ""))
+
+
+def _answer(operation: Operation, accept: str) -> Response:
+    """The stored result, in protobuf where the client reads that, in JSON otherwise."""
+    assert operation.result is not None
+    if operation.result_type != PROTOBUF:
+        return Response(operation.result, media_type=JSON)
+    if PROTOBUF in accept:
+        return Response(operation.result, media_type=PROTOBUF)
+    as_json = sample_as_json if operation.kind == "sample" else pass_output_as_json
+    return Response(json.dumps(as_json(operation.result)), media_type=JSON)

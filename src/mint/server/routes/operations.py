@@ -1,0 +1,103 @@
+"""Everything that is answered with a future: training, weights, sampling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from pydantic import BaseModel
+
+from mint.server.body import read_body
+from mint.server.dependencies import Owner, Ready
+from mint.server.operations.submit import KINDS, submit
+from mint.server.services import Services
+from mint.store.schema import Operation
+from mint.wire.passes import JSON, PROTOBUF
+from mint.wire.requests import (
+    CreateModelRequest,
+    LoadWeightsRequest,
+    OptimStepRequest,
+    SampleRequest,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsRequest,
+)
+
+router = APIRouter(tags=["operations"])
+
+
+def _documented(model: type[BaseModel]) -> dict[str, Any]:
+    """The body for OpenAPI: routes read it raw, because the journal keeps it as it came."""
+    schema = model.model_json_schema(ref_template=f"#/components/schemas/{model.__name__}_{{model}}")
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+
+
+PASS_BODY = {
+    "requestBody": {
+        "required": True,
+        "description": "A ForwardBackwardRequest of messages.proto, optionally zstd-compressed; or the JSON of older SDKs.",
+        "content": {PROTOBUF: {"schema": {"type": "string", "format": "binary"}}, JSON: {"schema": {"type": "object"}}},
+    }
+}
+
+
+async def _submit(services: Services, kind: str, http: Request, owner: str) -> Operation:
+    body, content_type = await read_body(http, services.config.max_body_bytes)
+    return await submit(services, KINDS[kind], body, content_type, owner)
+
+
+async def _training(services: Services, kind: str, http: Request, owner: str) -> dict[str, Any]:
+    operation = await _submit(services, kind, http, owner)
+    return {"request_id": operation.request_id, "model_id": operation.stream}
+
+
+@router.post("/create_model", openapi_extra=_documented(CreateModelRequest))
+async def create_model(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """A new run with a fresh LoRA."""
+    return await _training(services, "create_model", http, owner)
+
+
+@router.post("/forward_backward", openapi_extra=PASS_BODY)
+async def forward_backward(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """Losses and log-probabilities of some datums; gradients are added to the run's, unless `forward_only`."""
+    return await _training(services, "forward_backward", http, owner)
+
+
+@router.post("/forward", openapi_extra=PASS_BODY)
+async def forward(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """As forward_backward without gradients; older SDKs send this."""
+    return await _training(services, "forward_backward", http, owner)
+
+
+@router.post("/optim_step", openapi_extra=_documented(OptimStepRequest))
+async def optim_step(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """Apply the accumulated gradients."""
+    return await _training(services, "optim_step", http, owner)
+
+
+@router.post("/save_weights", openapi_extra=_documented(SaveWeightsRequest))
+async def save_weights(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """Write a training checkpoint."""
+    return await _training(services, "save_weights", http, owner)
+
+
+@router.post("/save_weights_for_sampler", openapi_extra=_documented(SaveWeightsForSamplerRequest))
+async def save_weights_for_sampler(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """Write a revision that can be sampled."""
+    return await _training(services, "save_weights_for_sampler", http, owner)
+
+
+@router.post("/load_weights", openapi_extra=_documented(LoadWeightsRequest))
+async def load_weights(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """Load a checkpoint, into a run or as a new one."""
+    return await _training(services, "load_weights", http, owner)
+
+
+@router.post("/asample", openapi_extra=_documented(SampleRequest))
+async def asample(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """Draw continuations of a prompt. The ids of the sequences are settled now, their tokens later."""
+    body, content_type = await read_body(http, services.config.max_body_bytes)
+    kind = KINDS["sample"]
+    operation = await submit(services, kind, body, content_type, owner)
+    count = kind.parse(body, content_type).num_samples
+    ids = [f"{operation.request_id}:{index}" for index in range(count)]
+    return {"request_id": operation.request_id, "sample_sequence_ids": ids}

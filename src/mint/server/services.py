@@ -1,0 +1,31 @@
+"""What the routes work with: one object of each part of the server, made when the application starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mint.config import ServerConfig
+from mint.dispatch.dispatcher import Dispatcher
+from mint.dispatch.fleet import Fleet
+from mint.server.auth import Keys
+from mint.server.catalog import Catalog
+from mint.server.waiters import Waiters
+from mint.store.database import Database
+
+
+@dataclass
+class Services:
+    """The parts of a running server.
+
+    Attributes:
+        started: every model is loaded and unfinished operations of the last process are queued again.
+    """
+
+    config: ServerConfig
+    database: Database
+    fleet: Fleet
+    dispatcher: Dispatcher
+    catalog: Catalog
+    keys: Keys
+    waiters: Waiters
+    started: bool = False

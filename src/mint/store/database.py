@@ -1,0 +1,78 @@
+"""The database: one writer thread, short transactions, migrations at start.
+
+All access goes through `transaction`, which runs a function of a connection on the database's own thread. One thread
+is all that SQLite lets write, and it keeps the event loop free. A transaction that raises leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from sqlite3 import Connection as SQLiteConnection
+from typing import Any, TypeVar
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, Engine, create_engine, event
+
+T = TypeVar("T")
+
+PRAGMAS = (
+    "journal_mode=WAL",
+    # With WAL, NORMAL survives the death of the process at any moment; a loss of power may take the last transactions.
+    "synchronous=NORMAL",
+    "foreign_keys=ON",
+    "busy_timeout=10000",
+)
+
+
+class Database:
+    """An open database.
+
+    Args:
+        url: SQLAlchemy URL; SQLite and PostgreSQL are meant.
+    """
+
+    def __init__(self, url: str) -> None:
+        self._engine = create_engine(url)
+        if self._engine.dialect.name == "sqlite":
+            event.listen(self._engine, "connect", _set_pragmas)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
+        _migrate(self._engine)
+        self._connection = self._engine.connect()
+
+    @classmethod
+    def at(cls, path: Path) -> Database:
+        """The embedded database in a file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return cls(f"sqlite:///{path}?check_same_thread=false")
+
+    async def transaction(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in a transaction of its own and return what it returns."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
+
+    def _run(self, work: Callable[[Connection], T]) -> T:
+        with self._connection.begin():
+            return work(self._connection)
+
+    def close(self) -> None:
+        """Finish what is queued, then close."""
+        self._thread.shutdown()
+        self._connection.close()
+        self._engine.dispose()
+
+
+def _set_pragmas(connection: SQLiteConnection, _record: Any) -> None:
+    for pragma in PRAGMAS:
+        connection.execute(f"PRAGMA {pragma}")
+
+
+def _migrate(engine: Engine) -> None:
+    """Bring the schema to this version's."""
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    with engine.begin() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")

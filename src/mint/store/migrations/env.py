@@ -1,0 +1,9 @@
+"""Run by Alembic; the connection comes from `mint.store.database`."""
+
+from alembic import context
+
+from mint.store.schema import metadata
+
+context.configure(connection=context.config.attributes["connection"], target_metadata=metadata, render_as_batch=True)
+with context.begin_transaction():
+    context.run_migrations()

@@ -1,0 +1,98 @@
+"""Reading and writing rows. Each function takes the connection of a transaction, so several make one transaction."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from time import time
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection, Table, select, update
+
+from mint.store.schema import (
+    Checkpoint,
+    Run,
+    Sampler,
+    Session,
+    checkpoints,
+    runs,
+    samplers,
+    sessions,
+)
+
+R = TypeVar("R", Session, Run, Checkpoint, Sampler)
+
+TABLES: dict[type[Any], Table] = {Session: sessions, Run: runs, Checkpoint: checkpoints, Sampler: samplers}
+
+
+def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler) -> None:
+    """Add a row."""
+    connection.execute(TABLES[type(row)].insert(), asdict(row))
+
+
+def find(connection: Connection, kind: type[R], **values: object) -> R | None:
+    """The row whose columns have these values, which are a key of its table; None if there is none."""
+    table = TABLES[kind]
+    query = select(table).where(*(table.c[name] == value for name, value in values.items()))
+    row = connection.execute(query).one_or_none()
+    return kind(**row._mapping) if row is not None else None
+
+
+def touch_session(connection: Connection, session_id: str) -> None:
+    """Note that the session's client lives."""
+    connection.execute(
+        update(sessions).where(sessions.c.session_id == session_id).values(last_heartbeat=time())
+    )
+
+
+def finish_session(connection: Connection, session_id: str, reason: str, detail: str | None) -> bool:
+    """End a session; False if it had ended before, which then stands."""
+    query = (
+        update(sessions)
+        .where(sessions.c.session_id == session_id, sessions.c.finished_at.is_(None))
+        .values(finished_at=time(), finish_reason=reason, finish_detail=detail)
+    )
+    return connection.execute(query).rowcount == 1
+
+
+def run_ids_of_session(connection: Connection, session_id: str) -> list[str]:
+    """The session's runs."""
+    return list(connection.scalars(select(runs.c.run_id).where(runs.c.session_id == session_id)))
+
+
+def put_checkpoint(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = False) -> bool:
+    """Add a checkpoint; False if its path is taken and `overwrite` is not asked for."""
+    if checkpoint.path is not None and (old := find(connection, Checkpoint, path=checkpoint.path)):
+        if not overwrite:
+            return False
+        # the files stay as long as a sampler may read them
+        replace_path = update(checkpoints).where(checkpoints.c.checkpoint_id == old.checkpoint_id)
+        connection.execute(replace_path.values(path=None))
+    insert(connection, checkpoint)
+    return True
+
+
+def live_checkpoint(connection: Connection, path: str) -> Checkpoint | None:
+    """The checkpoint of that path, unless it has expired."""
+    checkpoint = find(connection, Checkpoint, path=path)
+    if checkpoint is None or (checkpoint.expires_at is not None and checkpoint.expires_at <= time()):
+        return None
+    return checkpoint
+
+
+def put_sampler(connection: Connection, sampler: Sampler) -> Sampler:
+    """Add a sampler, or return the one that its session already has under this number."""
+    key = {"session_id": sampler.session_id, "session_seq_id": sampler.session_seq_id}
+    if (known := find(connection, Sampler, **key)) is not None:
+        return known
+    insert(connection, sampler)
+    return sampler
+
+
+def put_session(connection: Connection, session: Session) -> Session:
+    """Add a session, or return the one that a retry of the same call has made."""
+    if session.idempotency_key is not None:
+        key = {"owner": session.owner, "idempotency_key": session.idempotency_key}
+        if (known := find(connection, Session, **key)) is not None:
+            return known
+    insert(connection, session)
+    return replace(session)

@@ -1,0 +1,230 @@
+"""`forward_backward` and `forward`: requests in protobuf or JSON, results in protobuf, or JSON for older SDKs."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import zstandard
+from google.protobuf.message import DecodeError
+
+from mint.errors import BadRequestError, TooLargeError
+from mint.wire import messages_pb2 as pb
+from mint.wire.tensors import Array, batched_tensor, decode_json_tensor, decode_tensor
+
+PROTOBUF = "application/x-protobuf"
+JSON = "application/json"
+
+
+@dataclass(frozen=True)
+class PassDatum:
+    """`tokens` int32 (N,) and the loss inputs by name, as they came."""
+
+    tokens: npt.NDArray[np.int32]
+    loss_inputs: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class PassRequest:
+    """A forward_backward, or with `forward_only` a forward.
+
+    `data` decodes as it is read, once: a damaged datum shows only then, when it is known whose request it is.
+    """
+
+    model_id: str
+    seq_id: int
+    data: Iterator[PassDatum]
+    loss_fn: str
+    loss_config: dict[str, float | str]
+    forward_only: bool
+
+
+def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
+    """Undo `Content-Encoding`, never reading more than `max_bytes` out of it.
+
+    Raises:
+        BadRequestError: an encoding other than zstd, or a damaged body.
+        TooLargeError: the content is larger than `max_bytes`.
+    """
+    if not encoding or encoding == "identity":
+        return body
+    if encoding != "zstd":
+        raise BadRequestError(f"is {encoding!r}; zstd is accepted", field="Content-Encoding")
+    try:
+        content: bytes = zstandard.ZstdDecompressor().stream_reader(body).read(max_bytes + 1)
+    except zstandard.ZstdError as error:
+        raise BadRequestError(f"is no zstd frame: {error}", field="body") from None
+    if len(content) > max_bytes:
+        raise TooLargeError(f"decompresses to more than {max_bytes} bytes", field="body")
+    return content
+
+
+def decode_pass(body: bytes, content_type: str) -> PassRequest:
+    """Read a request body.
+
+    Raises:
+        BadRequestError: it is not what its content type says, or a tensor is inconsistent.
+    """
+    if content_type == PROTOBUF:
+        return _from_protobuf(body)
+    if content_type == JSON:
+        return _from_json(body)
+    raise BadRequestError(f"is {content_type!r}; {PROTOBUF} and {JSON} are accepted", field="Content-Type")
+
+
+def _from_protobuf(body: bytes) -> PassRequest:
+    try:
+        message = pb.ForwardBackwardRequest.FromString(body)
+    except DecodeError as error:
+        raise BadRequestError(f"is no ForwardBackwardRequest: {error}", field="body") from None
+    config: dict[str, float | str] = dict(message.loss_fn_config)
+    for name, value in message.loss_fn_config_v2.items():
+        config[name] = value.text if value.WhichOneof("value") == "text" else value.number
+    return PassRequest(
+        model_id=message.model_id,
+        seq_id=message.seq_id,
+        data=(_datum_from_protobuf(index, datum) for index, datum in enumerate(message.data)),
+        loss_fn=message.loss_fn,
+        loss_config=config,
+        forward_only=message.forward_only,
+    )
+
+
+def _datum_from_protobuf(index: int, message: pb.Datum) -> PassDatum:
+    where = f"data[{index}]"
+    pieces = []
+    for place, chunk in enumerate(message.model_input):
+        kind = chunk.WhichOneof("chunk")
+        path = f"{where}.model_input.chunks[{place}]"
+        if kind != "encoded_text":
+            raise BadRequestError(f"is {kind or 'empty'}; this server takes text only", field=path, datum=index)
+        data = chunk.encoded_text.tokens
+        if not data or len(data) % 4:
+            raise BadRequestError(f"has {len(data)} bytes of int32 tokens", field=path, datum=index)
+        pieces.append(np.frombuffer(data, "<i4"))
+    inputs = {
+        name: decode_tensor(tensor, f"{where}.loss_fn_inputs.{name}")
+        for name, tensor in message.loss_fn_inputs.items()
+    }
+    return PassDatum(_concatenate(pieces), inputs)
+
+
+def _from_json(body: bytes) -> PassRequest:
+    """`{forward_backward_input | forward_input: {data, loss_fn, loss_fn_config}, model_id, seq_id}`."""
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadRequestError(f"is no JSON: {error}", field="body") from None
+    document = _object(document, "body")
+    forward_only = "forward_input" in document
+    name = "forward_input" if forward_only else "forward_backward_input"
+    content = _object(document.get(name), name)
+    data = content.get("data")
+    if not isinstance(data, list):
+        raise BadRequestError("must be a list", field=f"{name}.data")
+    config = {
+        key: value if isinstance(value, str) else _number(value, f"{name}.loss_fn_config.{key}")
+        for key, value in _object(content.get("loss_fn_config") or {}, f"{name}.loss_fn_config").items()
+    }
+    seq_id = document.get("seq_id")
+    if not isinstance(seq_id, int) or isinstance(seq_id, bool) or not 0 <= seq_id < 1 << 63:
+        raise BadRequestError("must be a whole number from 0 on", field="seq_id")
+    return PassRequest(
+        model_id=str(document.get("model_id")),
+        seq_id=seq_id,
+        data=(_datum_from_json(index, datum) for index, datum in enumerate(data)),
+        loss_fn=str(content.get("loss_fn")),
+        loss_config=config,
+        forward_only=forward_only,
+    )
+
+
+def _datum_from_json(index: int, value: object) -> PassDatum:
+    where = f"data[{index}]"
+    datum = _object(value, where)
+    chunks = _object(datum.get("model_input"), f"{where}.model_input").get("chunks")
+    if not isinstance(chunks, list):
+        raise BadRequestError("must be a list", field=f"{where}.model_input.chunks", datum=index)
+    tokens = [
+        chunk_tokens(_object(chunk, path), path, datum=index)
+        for place, chunk in enumerate(chunks)
+        for path in [f"{where}.model_input.chunks[{place}]"]
+    ]
+    inputs = {
+        name: decode_json_tensor(tensor, f"{where}.loss_fn_inputs.{name}")
+        for name, tensor in _object(datum.get("loss_fn_inputs") or {}, f"{where}.loss_fn_inputs").items()
+    }
+    return PassDatum(_concatenate(tokens), inputs)
+
+
+def chunk_tokens(chunk: dict[str, Any], where: str, datum: int | None = None) -> npt.NDArray[np.int32]:
+    """The tokens of a JSON chunk.
+
+    Raises:
+        BadRequestError: it is no text chunk, or is empty, or an id does not fit 32 bits.
+    """
+    tokens = chunk.get("tokens")
+    if chunk.get("type") not in (None, "encoded_text") or tokens is None:
+        raise BadRequestError(
+            f"is {chunk.get('type') or sorted(chunk)}; this server takes text only", field=where, datum=datum
+        )
+    try:
+        array = np.asarray(tokens, np.int64)
+    except (ValueError, TypeError, OverflowError):
+        raise BadRequestError("tokens must be whole numbers", field=where, datum=datum) from None
+    if array.ndim != 1 or not len(array) or array.min() < -(1 << 31) or array.max() >= 1 << 31:
+        raise BadRequestError("must have tokens, each a 32-bit number", field=where, datum=datum)
+    return array.astype(np.int32)
+
+
+def _concatenate(pieces: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
+    return np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+
+
+def _object(value: object, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadRequestError("must be an object", field=where)
+    return value
+
+
+def _number(value: object, where: str) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise BadRequestError("must be a number", field=where)
+    try:
+        return float(value)
+    except OverflowError:
+        raise BadRequestError("is too large", field=where) from None
+
+
+def encode_pass_output(logprobs: Sequence[npt.NDArray[np.float32]], metrics: dict[str, float]) -> bytes:
+    """A `ForwardBackwardOutput`: per datum the log-probabilities of its targets, and metrics `name:reduction`."""
+    record = pb.ArrayRecord(num_datums=len(logprobs))
+    record.fields["logprobs"].CopyFrom(batched_tensor(logprobs))
+    output = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", loss_fn_outputs=[record], metrics=metrics)
+    return output.SerializeToString()
+
+
+def pass_output_as_json(body: bytes) -> dict[str, Any]:
+    """A stored `ForwardBackwardOutput` as older SDKs read it; JSON has no NaN, so there it is null."""
+    output = pb.ForwardBackwardOutput.FromString(body)
+    field = output.loss_fn_outputs[0].fields["logprobs"]
+    values = np.frombuffer(field.data, "<f4")
+    borders = np.frombuffer(field.offsets, "<i8") // 4
+    pieces = [values[start:stop].tolist() for start, stop in zip(borders[:-1], borders[1:], strict=True)]
+    return {
+        "loss_fn_output_type": output.loss_fn_output_type,
+        "loss_fn_outputs": [
+            {"logprobs": {"data": finite(piece), "dtype": "float32", "shape": [len(piece)]}} for piece in pieces
+        ],
+        "metrics": dict(zip(output.metrics, finite(output.metrics.values()), strict=True)),
+    }
+
+
+def finite(values: Any) -> list[float | None]:
+    """NaN and infinities as None."""
+    return [value if math.isfinite(value) else None for value in values]

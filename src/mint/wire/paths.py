@@ -1,0 +1,40 @@
+"""Checkpoint paths: `tinker://<training_run_id>/<segment>/<name>`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from mint.errors import BadRequestError
+
+Segment = Literal["weights", "sampler_weights"]
+SCHEMES = ("tinker://", "mint://")
+
+
+@dataclass(frozen=True)
+class CheckpointPath:
+    """A parsed path; `str()` gives the canonical form."""
+
+    run_id: str
+    segment: Segment
+    name: str
+
+    def __str__(self) -> str:
+        return f"tinker://{self.run_id}/{self.segment}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: str, field: str) -> CheckpointPath:
+        """Read a path; `mint://` is accepted for `tinker://`.
+
+        Raises:
+            BadRequestError: naming `field`, if it is no such path.
+        """
+        scheme = next((scheme for scheme in SCHEMES if text.startswith(scheme)), None)
+        parts = text.removeprefix(scheme or "").split("/")
+        if scheme is None or len(parts) != 3 or parts[1] not in get_args(Segment) or not all(parts):
+            raise BadRequestError(
+                f"{text!r} is no checkpoint path; it should read tinker://<run>/<weights|sampler_weights>/<name>",
+                field=field,
+            )
+        run_id, segment, name = parts
+        return cls(run_id, "weights" if segment == "weights" else "sampler_weights", name)

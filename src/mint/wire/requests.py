@@ -1,0 +1,225 @@
+"""JSON requests of the Tinker protocol.
+
+Unknown fields are ignored, since each SDK version adds some; defaults are the SDK's, since older versions send only
+what the user set. Field names and types are the protocol's, not ours.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+Count = Annotated[int, Field(ge=0)]
+SequenceNumber = Annotated[int, Field(ge=0, lt=1 << 63)]
+CheckpointName = Annotated[
+    str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.=+-]*$")
+]
+TtlSeconds = Annotated[int, Field(ge=1)]
+
+
+class WireModel(BaseModel):
+    """Base of all requests."""
+
+    model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+
+# --- bootstrap and sessions -----------------------------------------------------------------------------------
+
+
+class ClientConfigRequest(WireModel):
+    """First request of every client."""
+
+    sdk_version: str | None = None
+
+
+class CreateSessionRequest(WireModel):
+    """A session groups the runs and samplers of one client process."""
+
+    tags: list[str] = []
+    user_metadata: dict[str, Any] | None = None
+    sdk_version: str | None = None
+    project_id: str | None = None
+    display_name: str | None = None
+
+
+class HeartbeatRequest(WireModel):
+    """Sent every ten seconds while the client lives."""
+
+    session_id: str
+
+
+class FinishReason(WireModel):
+    """How the client's program ended."""
+
+    type: Literal["success", "errored", "interrupted"] = "success"
+
+
+class FinishSessionRequest(WireModel):
+    """The client is done with its session."""
+
+    reason: FinishReason = FinishReason()
+    detail: str | None = None
+
+
+class TelemetryRequest(WireModel):
+    """Events of the SDK about itself."""
+
+    events: list[dict[str, Any]] = []
+    session_id: str | None = None
+    sdk_version: str | None = None
+
+
+# --- training -------------------------------------------------------------------------------------------------
+
+
+class LoraConfig(WireModel):
+    """Shape of a new LoRA."""
+
+    rank: Annotated[int, Field(ge=1)]
+    seed: int | None = None
+    train_unembed: bool = True
+    train_mlp: bool = True
+    train_attn: bool = True
+
+
+class OptimizerConfig(WireModel):
+    """Which optimizer a run has."""
+
+    type: str = "adamw"
+
+
+class CreateModelRequest(WireModel):
+    """A new run on a base model."""
+
+    session_id: str
+    model_seq_id: Count
+    base_model: str
+    lora_config: LoraConfig
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+    rollout_correction_config: dict[str, Any] | None = None
+    user_metadata: dict[str, Any] | None = None
+
+
+class ModelRequest(WireModel):
+    """Anything that names a run and nothing else."""
+
+    model_id: str
+
+
+class AdamParams(WireModel):
+    """Settings of one AdamW step."""
+
+    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
+    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
+    eps: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-12
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    grad_clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+
+
+class OptimStepRequest(WireModel):
+    """Apply accumulated gradients."""
+
+    model_id: str
+    seq_id: SequenceNumber
+    adam_params: AdamParams | None = None
+    optimizer_params: dict[str, Any] | None = None
+
+
+class SaveWeightsRequest(WireModel):
+    """Write a training checkpoint."""
+
+    model_id: str
+    path: CheckpointName
+    seq_id: SequenceNumber
+    ttl_seconds: TtlSeconds | None = None
+    overwrite: bool = False
+    user_metadata: dict[str, Any] | None = None
+
+
+class SaveWeightsForSamplerRequest(WireModel):
+    """Write a revision: named by `path`, or for one sampling session without a name."""
+
+    model_id: str
+    seq_id: SequenceNumber
+    path: CheckpointName | None = None
+    sampling_session_seq_id: Count | None = None
+    kind: Literal["snapshot", "inflight"] = "snapshot"
+    ttl_seconds: TtlSeconds | None = None
+    user_metadata: dict[str, Any] | None = None
+
+
+class LoadWeightsRequest(WireModel):
+    """Load a checkpoint into a run (model_id and seq_id), or as a new run (session_id and model_seq_id)."""
+
+    path: str
+    optimizer: bool = False
+    model_id: str | None = None
+    seq_id: SequenceNumber | None = None
+    session_id: str | None = None
+    model_seq_id: Count | None = None
+    base_model: str | None = None
+    user_metadata: dict[str, Any] | None = None
+
+
+# --- sampling -------------------------------------------------------------------------------------------------
+
+
+class CreateSamplingSessionRequest(WireModel):
+    """A sampler of a base model or of a saved revision."""
+
+    session_id: str
+    sampling_session_seq_id: Count
+    base_model: str | None = None
+    model_path: str | None = None
+
+
+class Chunk(WireModel):
+    """A piece of a prompt. Older SDKs leave `type` out; then the fields tell."""
+
+    type: str | None = None
+    tokens: list[int] | None = None
+
+
+class Prompt(WireModel):
+    """A prompt as the SDK's ModelInput."""
+
+    chunks: list[Chunk]
+
+
+class SamplingParams(WireModel):
+    """How to draw. `stop`: absent means the model's end tokens, an empty list means none."""
+
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    seed: int | None = None
+    stop: str | list[str] | list[int] | None = None
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    top_k: Annotated[int, Field(ge=-1)] = -1
+    top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
+
+
+class SampleRequest(WireModel):
+    """Draw continuations of a prompt."""
+
+    prompt: Prompt
+    sampling_session_id: str
+    sampling_params: SamplingParams = SamplingParams()
+    num_samples: Annotated[int, Field(ge=1, le=1024)] = 1
+    seq_id: SequenceNumber | None = None
+    prompt_logprobs: bool | None = None
+    topk_prompt_logprobs: Count = 0
+    topk_sample_logprobs: Count = 0
+    prompt_logprobs_last_n: Count | None = None
+    prompt_alt_tokens_k: Count = 0
+    target_prompt_logprobs: Any = None
+
+
+# --- futures --------------------------------------------------------------------------------------------------
+
+
+class RetrieveFutureRequest(WireModel):
+    """Ask for the result of an operation."""
+
+    request_id: str
+    allow_metadata_only: bool = False

@@ -1,0 +1,109 @@
+"""Tensors of the wire ↔ numpy arrays, protobuf and JSON."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from mint.errors import BadRequestError
+from mint.wire import messages_pb2 as pb
+
+Array: TypeAlias = npt.NDArray[Any]
+
+MAX_ELEMENTS = 1 << 28
+"""Of a tensor sent as CSR, whose dense size its bytes do not bound."""
+
+NUMPY_TYPES: dict[int, np.dtype[Any]] = {
+    pb.DTYPE_FLOAT32: np.dtype("<f4"),
+    pb.DTYPE_INT64: np.dtype("<i8"),
+    pb.DTYPE_INT32: np.dtype("<i4"),
+}
+JSON_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
+
+
+def decode_tensor(message: pb.Tensor, where: str) -> Array:
+    """A protobuf tensor as float32 or int64; one dimension unless its shape says otherwise.
+
+    Raises:
+        BadRequestError: the bytes are not what dtype and shape say; `where` is the field it names.
+    """
+    if message.WhichOneof("encoding") == "sparse_csr":
+        return _narrow(_decode_csr(message, where))
+    array = _decode_bytes(message.dense, message.dtype, where)
+    shape = tuple(message.shape) or (len(array),)
+    if math.prod(shape) != len(array):
+        raise BadRequestError(f"has {len(array)} elements, which do not fill its shape {shape}", field=where)
+    return _narrow(array.reshape(shape))
+
+
+def _decode_bytes(data: bytes, dtype: int, where: str) -> Array:
+    if dtype == pb.DTYPE_BFLOAT16:
+        # a bfloat16 is the upper half of a float32
+        return (_frombuffer(data, np.dtype("<u2"), where).astype(np.uint32) << 16).view(np.float32)
+    if dtype not in NUMPY_TYPES:
+        raise BadRequestError(f"has dtype {dtype}, which the protocol does not define", field=where)
+    return _frombuffer(data, NUMPY_TYPES[dtype], where)
+
+
+def _frombuffer(data: bytes, dtype: np.dtype[Any], where: str) -> Array:
+    if len(data) % dtype.itemsize:
+        raise BadRequestError(f"has {len(data)} bytes, not a whole number of {dtype.name}", field=where)
+    return np.frombuffer(data, dtype)
+
+
+def _decode_csr(message: pb.Tensor, where: str) -> Array:
+    """Compressed sparse rows to a dense matrix; entries not listed are 0."""
+    csr = message.sparse_csr
+    shape = tuple(message.shape)
+    if len(shape) != 2 or math.prod(shape) > MAX_ELEMENTS or min(shape) < 0:
+        raise BadRequestError(f"is sparse with shape {shape}; it must be a matrix of at most {MAX_ELEMENTS}", field=where)
+    values = _decode_bytes(csr.values, message.dtype, where)
+    starts = _frombuffer(csr.crow_indices, NUMPY_TYPES[pb.DTYPE_INT64], where)
+    columns = _frombuffer(csr.col_indices, NUMPY_TYPES[pb.DTYPE_INT64], where)
+    counts = np.diff(starts)
+    consistent = (
+        len(starts) == shape[0] + 1
+        and starts[0] == 0
+        and starts[-1] == len(values) == len(columns)
+        and (counts >= 0).all()
+        and ((columns >= 0) & (columns < shape[1])).all()
+    )
+    if not consistent:
+        raise BadRequestError("has CSR indices that do not fit its shape and values", field=where)
+    dense = np.zeros(shape, values.dtype)
+    dense[np.repeat(np.arange(shape[0]), counts), columns] = values
+    return dense
+
+
+def _narrow(array: Array) -> Array:
+    """int32 widens to int64: inside there are two types."""
+    return array.astype(np.int64) if array.dtype == np.int32 else array
+
+
+def decode_json_tensor(value: object, where: str) -> Array:
+    """The SDK's TensorData as JSON: `{data, dtype, shape?}`.
+
+    Raises:
+        BadRequestError: it is not that, or shape and data differ.
+    """
+    if not isinstance(value, dict) or not isinstance(value.get("data"), list):
+        raise BadRequestError("must be an object with data, dtype and shape", field=where)
+    dtype = JSON_TYPES.get(str(value.get("dtype")))
+    if dtype is None:
+        raise BadRequestError(f"has dtype {value.get('dtype')!r}; known are {', '.join(JSON_TYPES)}", field=where)
+    try:
+        array = np.asarray(value["data"], dtype)
+        return array.reshape(value["shape"]) if value.get("shape") is not None else array
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadRequestError(f"cannot be read: {error}", field=where) from None
+
+
+def batched_tensor(arrays: Sequence[npt.NDArray[np.float32]]) -> pb.BatchedTensor:
+    """One float32 field of all datums, each one-dimensional."""
+    offsets = np.cumsum([0] + [array.nbytes for array in arrays], dtype="<i8")
+    data = np.concatenate(arrays).astype("<f4", copy=False).tobytes() if arrays else b""
+    return pb.BatchedTensor(data=data, offsets=offsets.tobytes(), dtype=pb.DTYPE_FLOAT32)
