@@ -23,6 +23,8 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     # glibc gives large blocks back to the system after each pass and then faults their pages in again: keep them
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
+    # a thread that waits by spinning takes the core from whatever it waits for, once anything else wants the machine
+    "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
 }
 
