@@ -37,7 +37,7 @@ def make_slot(rank: int, scale: float, *, trainable: bool = True) -> Slot:
 
 @dataclass
 class Case:
-    """Tokens 0–6 by one adapter, 7–9 by the base, 10–19 by another, 20–22 by one that does not train this site."""
+    """Tokens 0–6 by one adapter, 7–9 by none, 10–19 by another, 20–22 by one that leaves this site alone."""
 
     linear: nn.Linear = field(default_factory=lambda: nn.Linear(HIDDEN, VOCAB).requires_grad_(False))
     hidden: Tensor = field(default_factory=lambda: torch.randn(TOKENS, HIDDEN))

@@ -1,9 +1,10 @@
-"""The `mint` command's parts. Each is imported when it is used, so that `mint --help` is quick."""
+"""The `mint` command, put together from its parts."""
 
 from __future__ import annotations
 
 import typer
 
+from mint.cli.run import run
 from mint.cli.serve import serve
 
 app = typer.Typer(
@@ -15,9 +16,5 @@ app = typer.Typer(
 )
 
 
-@app.callback()
-def _group() -> None:
-    """With a callback, `mint serve` keeps its name while it is the only command."""
-
-
 app.command()(serve)
+app.command()(run)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -54,18 +55,26 @@ def load(location: str, dtype: torch.dtype = torch.float32) -> CausalLM:
     """Load a decoder-only model in evaluation mode.
 
     Raises:
-        ModelLoadError: the model does not load, or needs attention that packed batches cannot give it.
+        ModelLoadError: the model does not load, or needs something that packed batches cannot give it.
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         config = AutoConfig.from_pretrained(location)
         _refuse_unsupported(location, config)
-        model = AutoModelForCausalLM.from_pretrained(
-            location, config=config, dtype=dtype, attn_implementation=ATTENTION_NAME
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            location,
+            config=config,
+            dtype=dtype,
+            attn_implementation=ATTENTION_NAME,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{location} does not load: {error}") from error
-    served = CausalLM(model.eval())  # type: ignore[no-untyped-call]
+    model, report = loaded
+    if report["missing_keys"]:
+        # transformers fills these with random numbers
+        raise ModelLoadError(f"{location} has no weights for {sorted(report['missing_keys'])[0]}")
+    served = CausalLM(model.eval())
     _refuse_different(location, model, served)
     return served
 

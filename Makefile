@@ -1,0 +1,61 @@
+# MinT: everything a newcomer or CI runs. `make help` lists it.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: help install quickstart test lint types format test-slow test-gpu tiny model-card proto bench clean
+
+help: ## This list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+install: $(STAMP) ## Make the environment in .venv, with `mint` on its path
+
+# torch comes first and by itself: pulled in by another package, pip would choose the build with CUDA libraries.
+$(STAMP): pyproject.toml constraints.txt
+	@echo "making the environment in $(VENV) (a few minutes the first time)"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "  1/2 torch"
+	@$(PIP) install --constraint constraints.txt torch
+	@echo "  2/2 MinT and the rest"
+	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+quickstart: $(STAMP) ## Watch the built-in model learn, by SFT and then by RL
+	@$(BIN)/mint run examples/quickstart.py
+
+test: lint types $(STAMP) ## Lint, types and tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+lint: $(STAMP) ## ruff
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP) ## mypy --strict
+	$(BIN)/mypy
+
+format: $(STAMP) ## Let ruff mend what it can
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+test-slow: $(STAMP) ## The tests that take longer
+	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(STAMP) ## The tests that need an accelerator
+	$(BIN)/python -m pytest -m gpu
+
+tiny: $(STAMP) ## Train the built-in base model again (about 40 minutes on 2 cores)
+	$(BIN)/python -m mint.tiny.recipe
+
+proto: $(STAMP) ## Generate the protobuf code of src/mint/wire/messages.proto
+	cd src && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. mint/wire/messages.proto
+
+bench: $(STAMP) ## Latencies, start-up time and memory
+	$(BIN)/python -m benchmarks.latency
+
+clean: ## Remove the environment and caches
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info
