@@ -25,14 +25,19 @@ console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)] = DEFAULT_PORT,
+    port: Annotated[
+        int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)
+    ] = DEFAULT_PORT,
     data_dir: Annotated[Path, typer.Option(help="Database and checkpoints.")] = DEFAULT_DATA_DIR,
     model: Annotated[
         list[str] | None,
-        typer.Option(help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. [default: {NAME}]"),
+        typer.Option(
+            help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. [default: {NAME}]"
+        ),
     ] = None,
     api_key: Annotated[
-        list[str] | None, typer.Option(help="A key that clients may use; repeatable. One is made on loopback.")
+        list[str] | None,
+        typer.Option(help="A key that clients may use; repeatable. One is made on loopback."),
     ] = None,
     log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
 ) -> None:
@@ -89,12 +94,16 @@ def _listen(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    # connections inherit it; without, an answer's body waits up to 40 ms for the client to acknowledge its headers
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         listener.bind((host, port))
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another with --port") from None
+        raise OSError(
+            f"cannot listen on {host}, port {port}: {error.strerror}; choose another with --port"
+        ) from None
     return listener
 
 
@@ -119,7 +128,9 @@ async def _run(config: ServerConfig, listener: socket.socket, *, made_key: bool)
 
     started = perf_counter()
     app = create_app(config)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)
+    )
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         with console.status(f"loading {', '.join(source.name for source in config.models)} …"):
@@ -159,10 +170,14 @@ def _announce(config: ServerConfig, seconds: float, *, made_key: bool) -> None:
     from mint.client import credentials  # noqa: PLC0415
 
     url = _url(config)
-    console.print(f"MinT serves {', '.join(s.name for s in config.models)} at {url} (ready in {seconds:.1f} s)")
+    console.print(
+        f"MinT serves {', '.join(s.name for s in config.models)} at {url} (ready in {seconds:.1f} s)"
+    )
     console.print(f"data in {config.data_dir}; stop with Ctrl-C")
     if not made_key:
-        console.print(f"\n  export MINT_BASE_URL={url}\n  export MINT_API_KEY=…      # one of the keys you gave")
+        console.print(
+            f"\n  export MINT_BASE_URL={url}\n  export MINT_API_KEY=…      # one of the keys you gave"
+        )
         return
     key = config.api_keys[0]
     try:
@@ -172,7 +187,9 @@ def _announce(config: ServerConfig, seconds: float, *, made_key: bool) -> None:
         console.print(f"the credentials file could not be written ({error}), so programs need to be told:\n")
     console.print(f"  export MINT_BASE_URL={url}")
     console.print(f"  export MINT_API_KEY={key}")
-    console.print(f"  # for the plain tinker SDK: TINKER_BASE_URL={url} TINKER_API_KEY=tml-{key.removeprefix('sk-')}")
+    console.print(
+        f"  # for the plain tinker SDK: TINKER_BASE_URL={url} TINKER_API_KEY=tml-{key.removeprefix('sk-')}"
+    )
 
 
 def _forget(config: ServerConfig) -> None:

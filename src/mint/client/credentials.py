@@ -53,17 +53,17 @@ def path() -> Path:
     return Path(os.environ.get("MINT_CREDENTIALS") or _default_path()).expanduser()
 
 
-def read() -> list[LocalServer]:
-    """The servers that are running now, newest first.
+def read(file: Path | None = None) -> list[LocalServer]:
+    """The servers that are running now, newest first; `file` is `path()` unless given.
 
     A file that cannot be trusted warns and counts as empty.
     """
-    return sorted(filter(_is_alive, _load().values()), key=lambda server: server.started_at, reverse=True)
+    return sorted(filter(_is_alive, _load(file or path()).values()), key=lambda server: server.started_at, reverse=True)
 
 
-def newest() -> LocalServer | None:
+def newest(file: Path | None = None) -> LocalServer | None:
     """The running server that was started last."""
-    return next(iter(read()), None)
+    return next(iter(read(file)), None)
 
 
 def remember(server: LocalServer) -> None:
@@ -85,7 +85,7 @@ def forget(base_url: str, pid: int) -> None:
     """
     url = canonical_url(base_url)
     with _locked():
-        servers = _load()
+        servers = _load(path())
         if url in servers and servers[url].pid == pid:
             del servers[url]
             _save(servers)
@@ -112,9 +112,8 @@ def _default_path() -> Path:
 # ---------------------------------------------------------------- reading
 
 
-def _load() -> dict[str, LocalServer]:
+def _load(file: Path) -> dict[str, LocalServer]:
     """The file's entries by base URL, running or not."""
-    file = path()
     if os.name != "posix":
         return {}  # clients work on Windows; servers, and owners of files as below, are a Unix matter
     try:

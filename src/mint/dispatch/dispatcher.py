@@ -65,7 +65,9 @@ class Dispatcher:
                 stream.worker_lost()
 
     async def _sample(self, ticket: Ticket) -> None:
-        outcome: Result | MintError = MintError(f"the request outlived {MAX_ATTEMPTS} workers and was given up")
+        outcome: Result | MintError = MintError(
+            f"the request outlived {MAX_ATTEMPTS} workers and was given up"
+        )
         for _ in range(MAX_ATTEMPTS):
             worker = await self._fleet.worker(ticket.model)
             try:

@@ -129,7 +129,9 @@ class RunStream:
     def _give_up_gap(self) -> None:
         self._gap_timer = None
         if self._waiting and self._next is not None:
-            logger.warning("run %s goes on without operation %d, which never arrived", self._run_id, self._next)
+            logger.warning(
+                "run %s goes on without operation %d, which never arrived", self._run_id, self._next
+            )
             self._next = min(self._waiting)
             self._release()
 

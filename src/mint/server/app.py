@@ -54,7 +54,9 @@ def create_app(config: ServerConfig) -> FastAPI:
 
 
 def _build(config: ServerConfig) -> Services:
-    database = Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
+    database = (
+        Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
+    )
     fleet = Fleet(config.models, config.engine)
     catalog = Catalog(config, fleet)
     return Services(

@@ -52,7 +52,9 @@ class Keys:
             AuthenticationError: no key, or one that this server does not know.
         """
         if not key:
-            raise AuthenticationError("no API key; send it in the header X-API-Key, or as Authorization: Bearer")
+            raise AuthenticationError(
+                "no API key; send it in the header X-API-Key, or as Authorization: Bearer"
+            )
         digest = _digest(secret_of(key) or "")
         if not any([hmac.compare_digest(digest, known) for known in self._digests]):
             raise AuthenticationError("this server does not know the API key that was sent")

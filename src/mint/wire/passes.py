@@ -102,7 +102,9 @@ def _datum_from_protobuf(index: int, message: pb.Datum) -> PassDatum:
         kind = chunk.WhichOneof("chunk")
         path = f"{where}.model_input.chunks[{place}]"
         if kind != "encoded_text":
-            raise BadRequestError(f"is {kind or 'empty'}; this server takes text only", field=path, datum=index)
+            raise BadRequestError(
+                f"is {kind or 'empty'}; this server takes text only", field=path, datum=index
+            )
         data = chunk.encoded_text.tokens
         if not data or len(data) % 4:
             raise BadRequestError(f"has {len(data)} bytes of int32 tokens", field=path, datum=index)
@@ -205,7 +207,9 @@ def encode_pass_output(logprobs: Sequence[npt.NDArray[np.float32]], metrics: dic
     """A `ForwardBackwardOutput`: per datum the log-probabilities of its targets, and metrics `name:reduction`."""
     record = pb.ArrayRecord(num_datums=len(logprobs))
     record.fields["logprobs"].CopyFrom(batched_tensor(logprobs))
-    output = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", loss_fn_outputs=[record], metrics=metrics)
+    output = pb.ForwardBackwardOutput(
+        loss_fn_output_type="ArrayRecord", loss_fn_outputs=[record], metrics=metrics
+    )
     return output.SerializeToString()
 
 
@@ -219,7 +223,8 @@ def pass_output_as_json(body: bytes) -> dict[str, Any]:
     return {
         "loss_fn_output_type": output.loss_fn_output_type,
         "loss_fn_outputs": [
-            {"logprobs": {"data": finite(piece), "dtype": "float32", "shape": [len(piece)]}} for piece in pieces
+            {"logprobs": {"data": finite(piece), "dtype": "float32", "shape": [len(piece)]}}
+            for piece in pieces
         ],
         "metrics": dict(zip(output.metrics, finite(output.metrics.values()), strict=True)),
     }

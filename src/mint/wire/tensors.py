@@ -60,7 +60,9 @@ def _decode_csr(message: pb.Tensor, where: str) -> Array:
     csr = message.sparse_csr
     shape = tuple(message.shape)
     if len(shape) != 2 or math.prod(shape) > MAX_ELEMENTS or min(shape) < 0:
-        raise BadRequestError(f"is sparse with shape {shape}; it must be a matrix of at most {MAX_ELEMENTS}", field=where)
+        raise BadRequestError(
+            f"is sparse with shape {shape}; it must be a matrix of at most {MAX_ELEMENTS}", field=where
+        )
     values = _decode_bytes(csr.values, message.dtype, where)
     starts = _frombuffer(csr.crow_indices, NUMPY_TYPES[pb.DTYPE_INT64], where)
     columns = _frombuffer(csr.col_indices, NUMPY_TYPES[pb.DTYPE_INT64], where)
@@ -94,7 +96,9 @@ def decode_json_tensor(value: object, where: str) -> Array:
         raise BadRequestError("must be an object with data, dtype and shape", field=where)
     dtype = JSON_TYPES.get(str(value.get("dtype")))
     if dtype is None:
-        raise BadRequestError(f"has dtype {value.get('dtype')!r}; known are {', '.join(JSON_TYPES)}", field=where)
+        raise BadRequestError(
+            f"has dtype {value.get('dtype')!r}; known are {', '.join(JSON_TYPES)}", field=where
+        )
     try:
         array = np.asarray(value["data"], dtype)
         return array.reshape(value["shape"]) if value.get("shape") is not None else array

@@ -13,8 +13,8 @@ from mint.engine.core import ModelInfo, Result, Revision, Sample, Sampled, Sampl
 from mint.engine.loss_specs import check_token_ids
 from mint.errors import BadRequestError
 from mint.server import access
-from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.server.catalog import Catalog
+from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.store.schema import Operation
 from mint.wire import requests
 from mint.wire.passes import PROTOBUF, chunk_tokens
@@ -37,7 +37,7 @@ class AsyncSample(Kind[SampleRequest]):
     ordered = False
     replayed = False
 
-    def parse(self, body: bytes, content_type: str) -> SampleRequest:  # noqa: ARG002
+    def parse(self, body: bytes, content_type: str) -> SampleRequest:
         return parse_json(SampleRequest, body)
 
     def stream(self, request: SampleRequest) -> tuple[str, int]:
@@ -45,7 +45,7 @@ class AsyncSample(Kind[SampleRequest]):
         return request.sampling_session_id, seq_id
 
     def resolve(
-        self, connection: Connection, catalog: Catalog, request: SampleRequest, owner: str  # noqa: ARG002
+        self, connection: Connection, catalog: Catalog, request: SampleRequest, owner: str
     ) -> dict[str, Any]:
         sampler = access.sampler(connection, request.sampling_session_id, owner)
         access.session(connection, sampler.session_id, owner)
@@ -68,7 +68,7 @@ class AsyncSample(Kind[SampleRequest]):
         )
 
     def finish(
-        self, catalog: Catalog, operation: Operation, request: SampleRequest, result: Result  # noqa: ARG002
+        self, catalog: Catalog, operation: Operation, request: SampleRequest, result: Result
     ) -> Completion:
         sampled = expect(result, Sampled)
         sequences = [sampled_sequence(s.tokens, s.logprobs, s.stop_reason) for s in sampled.sequences]
@@ -91,7 +91,9 @@ def _prompt(request: SampleRequest) -> np.ndarray[tuple[int], np.dtype[np.int32]
     )
 
 
-def _params(params: requests.SamplingParams, model: ModelInfo, prompt: int, request_id: str) -> SamplingParams:
+def _params(
+    params: requests.SamplingParams, model: ModelInfo, prompt: int, request_id: str
+) -> SamplingParams:
     """Engine parameters; the request's id stands in for a seed that was not given, so that a replay draws the same."""
     room = model.max_context_length - prompt
     max_tokens = params.max_tokens if params.max_tokens is not None else room

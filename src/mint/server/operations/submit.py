@@ -31,7 +31,15 @@ R = TypeVar("R")
 
 KINDS: dict[str, Kind[Any]] = {
     kind.name: kind
-    for kind in (CreateModel(), Pass(), OptimizerStep(), SaveWeights(), SaveForSampler(), LoadWeights(), AsyncSample())
+    for kind in (
+        CreateModel(),
+        Pass(),
+        OptimizerStep(),
+        SaveWeights(),
+        SaveForSampler(),
+        LoadWeights(),
+        AsyncSample(),
+    )
 }
 
 
@@ -127,7 +135,9 @@ async def _finish(
     try:
         if isinstance(outcome, MintError):
             raise outcome
-        await _write(services, operation, Status.DONE, kind.finish(services.catalog, operation, request, outcome))
+        await _write(
+            services, operation, Status.DONE, kind.finish(services.catalog, operation, request, outcome)
+        )
     except MintError as error:
         await _write(services, operation, Status.FAILED, Completion(_failure(error)))
     except Exception:

@@ -8,12 +8,22 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from mint.engine.core import AdamParams, CreateRun, Datum, ForwardBackward, LoraShape, OptimStep, Passed, Result, Stepped
+from mint.engine.core import (
+    AdamParams,
+    CreateRun,
+    Datum,
+    ForwardBackward,
+    LoraShape,
+    OptimStep,
+    Passed,
+    Result,
+    Stepped,
+)
 from mint.engine.loss_specs import check_forward_backward
 from mint.errors import BadRequestError
 from mint.server import access
-from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.server.catalog import Catalog
+from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.store import repository
 from mint.store.schema import Operation, Run
 from mint.wire.passes import PROTOBUF, PassRequest, decode_pass, encode_pass_output
@@ -32,7 +42,7 @@ class CreateModel(Kind[CreateModelRequest]):
     ordered = True
     replayed = True
 
-    def parse(self, body: bytes, content_type: str) -> CreateModelRequest:  # noqa: ARG002
+    def parse(self, body: bytes, content_type: str) -> CreateModelRequest:
         return parse_json(CreateModelRequest, body)
 
     def stream(self, request: CreateModelRequest) -> tuple[str, int]:
@@ -49,11 +59,14 @@ class CreateModel(Kind[CreateModelRequest]):
                 f"is {lora.rank}; this server takes at most {model.max_lora_rank}", field="lora_config.rank"
             )
         if not (lora.train_attn or lora.train_mlp or lora.train_unembed):
-            raise BadRequestError("trains nothing: all of train_attn, train_mlp and train_unembed are false",
-                                  field="lora_config")
+            raise BadRequestError(
+                "trains nothing: all of train_attn, train_mlp and train_unembed are false",
+                field="lora_config",
+            )
         if request.optimizer_config.type != "adamw":
             raise BadRequestError(
-                f"{request.optimizer_config.type!r} is not served; served is adamw", field="optimizer_config.type"
+                f"{request.optimizer_config.type!r} is not served; served is adamw",
+                field="optimizer_config.type",
             )
         if request.rollout_correction_config is not None:
             raise BadRequestError("is not served yet", field="rollout_correction_config")
@@ -70,7 +83,7 @@ class CreateModel(Kind[CreateModelRequest]):
             },
         }
 
-    def plan(self, catalog: Catalog, operation: Operation, request: CreateModelRequest) -> CreateRun:  # noqa: ARG002
+    def plan(self, catalog: Catalog, operation: Operation, request: CreateModelRequest) -> CreateRun:
         return CreateRun(operation.stream, LoraShape(**operation.facts["lora"]))
 
     def record(self, connection: Connection, operation: Operation, request: CreateModelRequest) -> None:
@@ -91,7 +104,7 @@ class CreateModel(Kind[CreateModelRequest]):
         repository.insert(connection, run)
 
     def finish(
-        self, catalog: Catalog, operation: Operation, request: CreateModelRequest, result: Result  # noqa: ARG002
+        self, catalog: Catalog, operation: Operation, request: CreateModelRequest, result: Result
     ) -> Completion:
         return Completion.json({"model_id": operation.stream, "type": "create_model"})
 
@@ -115,7 +128,7 @@ class Pass(Kind[PassRequest]):
         return request.model_id, request.seq_id
 
     def resolve(
-        self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str  # noqa: ARG002
+        self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str
     ) -> dict[str, Any]:
         return {"model": access.run(connection, request.model_id, owner).base_model}
 
@@ -133,7 +146,7 @@ class Pass(Kind[PassRequest]):
         return check_forward_backward(command, catalog.model(operation.facts["model"]))
 
     def finish(
-        self, catalog: Catalog, operation: Operation, request: PassRequest, result: Result  # noqa: ARG002
+        self, catalog: Catalog, operation: Operation, request: PassRequest, result: Result
     ) -> Completion:
         passed = expect(result, Passed)
         return Completion(encode_pass_output(passed.logprobs, passed.metrics), PROTOBUF)
@@ -146,18 +159,18 @@ class OptimizerStep(Kind[OptimStepRequest]):
     ordered = True
     replayed = True
 
-    def parse(self, body: bytes, content_type: str) -> OptimStepRequest:  # noqa: ARG002
+    def parse(self, body: bytes, content_type: str) -> OptimStepRequest:
         return parse_json(OptimStepRequest, body)
 
     def stream(self, request: OptimStepRequest) -> tuple[str, int]:
         return request.model_id, request.seq_id
 
     def resolve(
-        self, connection: Connection, catalog: Catalog, request: OptimStepRequest, owner: str  # noqa: ARG002
+        self, connection: Connection, catalog: Catalog, request: OptimStepRequest, owner: str
     ) -> dict[str, Any]:
         return {"model": access.run(connection, request.model_id, owner).base_model}
 
-    def plan(self, catalog: Catalog, operation: Operation, request: OptimStepRequest) -> OptimStep:  # noqa: ARG002
+    def plan(self, catalog: Catalog, operation: Operation, request: OptimStepRequest) -> OptimStep:
         if request.adam_params is None and request.optimizer_params is not None:
             kind = request.optimizer_params.get("type")
             raise BadRequestError(f"{kind!r} is not served; send adam_params", field="optimizer_params.type")
@@ -165,6 +178,6 @@ class OptimizerStep(Kind[OptimStepRequest]):
         return OptimStep(request.model_id, AdamParams(**params))
 
     def finish(
-        self, catalog: Catalog, operation: Operation, request: OptimStepRequest, result: Result  # noqa: ARG002
+        self, catalog: Catalog, operation: Operation, request: OptimStepRequest, result: Result
     ) -> Completion:
         return Completion.json({"metrics": expect(result, Stepped).metrics})

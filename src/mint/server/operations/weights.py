@@ -18,9 +18,9 @@ from sqlalchemy import Connection
 from mint.engine.core import ExportRevision, LoadState, RestoreRun, Result, Saved, SaveState
 from mint.errors import BadRequestError, NotFoundError
 from mint.server import access
+from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.server.operations.training import run_id_of
-from mint.server.catalog import Catalog
 from mint.store import repository
 from mint.store.schema import Checkpoint, Operation, Run, Sampler
 from mint.wire.paths import CheckpointPath, Segment
@@ -97,14 +97,14 @@ class SaveWeights(Kind[SaveWeightsRequest]):
     replayed = False
     segment: Segment = "weights"
 
-    def parse(self, body: bytes, content_type: str) -> SaveWeightsRequest:  # noqa: ARG002
+    def parse(self, body: bytes, content_type: str) -> SaveWeightsRequest:
         return parse_json(SaveWeightsRequest, body)
 
     def stream(self, request: SaveWeightsRequest) -> tuple[str, int]:
         return request.model_id, request.seq_id
 
     def resolve(
-        self, connection: Connection, catalog: Catalog, request: SaveWeightsRequest, owner: str  # noqa: ARG002
+        self, connection: Connection, catalog: Catalog, request: SaveWeightsRequest, owner: str
     ) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
         if not request.overwrite:
@@ -133,7 +133,7 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     replayed = False
     segment: Segment = "sampler_weights"
 
-    def parse(self, body: bytes, content_type: str) -> SaveWeightsForSamplerRequest:  # noqa: ARG002
+    def parse(self, body: bytes, content_type: str) -> SaveWeightsForSamplerRequest:
         request = parse_json(SaveWeightsForSamplerRequest, body)
         if (request.path is None) == (request.sampling_session_seq_id is None):
             raise BadRequestError("give either a path or a sampling_session_seq_id", field="path")
@@ -145,7 +145,7 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     def resolve(
         self,
         connection: Connection,
-        catalog: Catalog,  # noqa: ARG002
+        catalog: Catalog,
         request: SaveWeightsForSamplerRequest,
         owner: str,
     ) -> dict[str, Any]:
@@ -205,12 +205,14 @@ class LoadWeights(Kind[LoadWeightsRequest]):
     ordered = True
     replayed = True
 
-    def parse(self, body: bytes, content_type: str) -> LoadWeightsRequest:  # noqa: ARG002
+    def parse(self, body: bytes, content_type: str) -> LoadWeightsRequest:
         request = parse_json(LoadWeightsRequest, body)
         in_place = request.model_id is not None and request.seq_id is not None
         as_new = request.session_id is not None and request.model_seq_id is not None
         if in_place == as_new:
-            raise BadRequestError("give either model_id and seq_id, or session_id and model_seq_id", field="body")
+            raise BadRequestError(
+                "give either model_id and seq_id, or session_id and model_seq_id", field="body"
+            )
         return request
 
     def stream(self, request: LoadWeightsRequest) -> tuple[str, int]:
@@ -241,7 +243,8 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         access.session(connection, request.session_id, owner)
         if request.base_model is not None and request.base_model != checkpoint.base_model:
             raise BadRequestError(
-                f"is {request.base_model!r}, but {path} was trained on {checkpoint.base_model!r}", field="base_model"
+                f"is {request.base_model!r}, but {path} was trained on {checkpoint.base_model!r}",
+                field="base_model",
             )
         catalog.model(checkpoint.base_model)
         return facts
@@ -272,7 +275,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         repository.insert(connection, run)
 
     def finish(
-        self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest, result: Result  # noqa: ARG002
+        self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest, result: Result
     ) -> Completion:
         return Completion.json({"path": request.path, "model_id": operation.stream, "type": "load_weights"})
 

@@ -35,7 +35,10 @@ PASS_BODY = {
     "requestBody": {
         "required": True,
         "description": "A ForwardBackwardRequest of messages.proto, optionally zstd-compressed; or the JSON of older SDKs.",
-        "content": {PROTOBUF: {"schema": {"type": "string", "format": "binary"}}, JSON: {"schema": {"type": "object"}}},
+        "content": {
+            PROTOBUF: {"schema": {"type": "string", "format": "binary"}},
+            JSON: {"schema": {"type": "object"}},
+        },
     }
 }
 

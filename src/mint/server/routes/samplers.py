@@ -58,7 +58,8 @@ def _source(
     checkpoint = access.checkpoint(connection, path, owner, "model_path")
     if request.base_model is not None and request.base_model != checkpoint.base_model:
         raise BadRequestError(
-            f"is {request.base_model!r}, but {path} was trained on {checkpoint.base_model!r}", field="base_model"
+            f"is {request.base_model!r}, but {path} was trained on {checkpoint.base_model!r}",
+            field="base_model",
         )
     return checkpoint.base_model, path, checkpoint.directory
 

@@ -57,7 +57,9 @@ async def finish_session(
     """The client is done: its runs leave the engine. The first reason stands."""
 
     def finish(connection: Connection) -> list[str]:
-        access.owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
+        access.owned(
+            repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id
+        )
         repository.finish_session(connection, session_id, request.reason.type, request.detail)
         return repository.run_ids_of_session(connection, session_id)
 
