@@ -138,9 +138,7 @@ def policy_datum(prompt: list[int], sample: types.SampledSequence, advantage: fl
     before = [0.0] * (len(prompt) - 1)
     inputs = {
         "target_tokens": types.TensorData(data=tokens[1:], dtype="int64", shape=[len(tokens) - 1]),
-        "logprobs": types.TensorData(
-            data=before + list(sample.logprobs), dtype="float32", shape=[len(tokens) - 1]
-        ),
+        "logprobs": types.TensorData(data=before + list(sample.logprobs), dtype="float32", shape=[len(tokens) - 1]),
         "advantages": types.TensorData(
             data=before + [advantage] * len(sample.tokens), dtype="float32", shape=[len(tokens) - 1]
         ),

@@ -1,7 +1,8 @@
 """Everything MinT refuses, as types.
 
-A refusal names the field, the datum and the limit, so that a user can mend the request without reading our code.
-The HTTP status lives on the class; the one place that turns errors into responses is `mint.server.errors`.
+A refusal names the field, the datum and the limit, so that a user can mend the request without reading our
+code. The HTTP status lives on the class; the one place that turns errors into responses is
+`mint.server.errors`.
 """
 
 from __future__ import annotations

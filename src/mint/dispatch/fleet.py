@@ -21,7 +21,7 @@ class Fleet:
     """All workers, by the name of their base model.
 
     Attributes:
-        on_death: called with the model's name when a worker that was ready has ended and another is being started.
+        on_death: called with the model's name when a worker that was ready has ended; another is being started.
     """
 
     def __init__(self, sources: Sequence[ModelSource], config: EngineConfig) -> None:

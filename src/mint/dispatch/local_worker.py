@@ -20,10 +20,10 @@ from mint.errors import MintError
 logger = logging.getLogger(__name__)
 
 WORKER_ENVIRONMENT: Mapping[str, str] = {
-    # glibc gives large blocks back to the system after each pass and then faults their pages in again: keep them
+    # glibc gives large blocks back to the system after each pass, then faults their pages in again: keep them
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-    # a thread that waits by spinning takes the core from whatever it waits for, once anything else wants the machine
+    # a thread that waits by spinning takes the core from what it waits for, once anything else wants the machine
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
 }

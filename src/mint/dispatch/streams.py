@@ -1,7 +1,7 @@
 """One run's operations: strictly in the order of their sequence numbers, and again after a worker has died.
 
-Numbers may arrive out of order, since clients send the chunks of one call side by side, and some never arrive, since a
-client may spend a number on a request that it then cannot send.
+Numbers may arrive out of order, since clients send the chunks of one call side by side, and some never arrive,
+since a client may spend a number on a request that it then cannot send.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Ticket:
-    """A journaled operation on its way to a worker. `finish` writes its result down and wakes whoever waits for it."""
+    """A journaled operation on its way to a worker. `finish` writes its result down and wakes who waits for it."""
 
     request_id: str
     seq_id: int
@@ -49,8 +49,8 @@ class Journal(Protocol):
 class RunStream:
     """The operations of one run that are not finished.
 
-    On a new stream, and whenever the worker has died, the run is first rebuilt on a worker by replaying its history;
-    then unanswered operations are sent again, then new ones. `finish` of a ticket is called once.
+    On a new stream, and whenever the worker has died, the run is first rebuilt on a worker by replaying its
+    history; then unanswered operations are sent again, then new ones. `finish` of a ticket is called once.
     """
 
     def __init__(self, run_id: str, model: str, fleet: Fleet, journal: Journal, gap_seconds: float) -> None:
@@ -101,7 +101,7 @@ class RunStream:
             except (MintError, WorkerDiedError) as error:
                 logger.info("run %s was not unloaded: %s", self._run_id, error)
 
-    # --- order ------------------------------------------------------------------------------------------------
+    # --- order ----------------------------------------------------------------------------------------------
 
     def _release(self) -> None:
         if self._worker is None or self._next is None:
@@ -142,7 +142,7 @@ class RunStream:
         )
         self._finish(ticket, error)
 
-    # --- execution --------------------------------------------------------------------------------------------
+    # --- execution ------------------------------------------------------------------------------------------
 
     def _send(self, ticket: Ticket, worker: Worker) -> None:
         if self._broken is not None:
@@ -168,7 +168,7 @@ class RunStream:
         self._finishing.add(task)
         task.add_done_callback(self._finishing.discard)
 
-    # --- recovery ---------------------------------------------------------------------------------------------
+    # --- recovery -------------------------------------------------------------------------------------------
 
     async def _restore(self) -> None:
         """Rebuild the run on a worker and go on where the last one stopped."""

@@ -1,4 +1,4 @@
-"""Reading objects on behalf of someone: they must exist, be theirs, and be of a session that has not ended."""
+"""Reading objects on behalf of someone: they must exist, be theirs, and be of an open session."""
 
 from __future__ import annotations
 

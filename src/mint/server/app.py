@@ -30,7 +30,7 @@ PREFIX = "/api/v1"
 def create_app(config: ServerConfig) -> FastAPI:
     """The application for a configuration; it opens its database and starts its workers when it is run.
 
-    `app.state.startup` is the task that loads the models: it fails with `ModelLoadError` where one does not load.
+    `app.state.startup` is the task that loads the models; it fails with `ModelLoadError` if one does not load.
     """
 
     @asynccontextmanager

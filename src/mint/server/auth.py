@@ -1,7 +1,7 @@
 """Keys and owners.
 
-A key reads `sk-SECRET` (MinT) or `tml-SECRET` (Tinker's SDK, which accepts no other prefix); with the same secret
-the two are the same key. The owner of an object is a digest of the secret, so the database holds no key.
+A key reads `sk-SECRET` (MinT) or `tml-SECRET` (Tinker's SDK, which accepts no other prefix); with the same
+secret the two are the same key. The owner of an object is a digest of the secret, so the database holds no key.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Keys:
             secret = secret_of(key)
             if secret is None:
                 raise MintError(
-                    "an API key must read sk-SECRET or tml-SECRET, with 8 or more letters, digits, _ . or - as SECRET"
+                    "an API key must read sk-SECRET or tml-SECRET; SECRET has 8 or more letters, digits, _ . or -"
                 )
             self._digests.append(_digest(secret))
 

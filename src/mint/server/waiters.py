@@ -16,7 +16,7 @@ class Waiters:
 
     @contextmanager
     def waiting_for(self, request_id: str) -> Iterator[asyncio.Event]:
-        """An event that is set when the request finishes. Take it before looking, lest the moment is missed."""
+        """An event that is set when the request finishes. Take it before looking, lest it be missed."""
         event = asyncio.Event()
         self._events[request_id].append(event)
         try:

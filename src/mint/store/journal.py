@@ -1,4 +1,4 @@
-"""The operation journal: every request is here before it is acknowledged, and its result before it is announced."""
+"""The operation journal: a request is here before it is acknowledged, its result before it is announced."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def known(connection: Connection, stream: str, seq_id: int) -> Operation | None:
 
 
 def append(connection: Connection, operation: Operation) -> Operation:
-    """Journal a request, or return the one that its stream already has under this number: then this is a retry."""
+    """Journal a request, or return the one its stream has under this number already: this is a retry."""
     if (first := known(connection, operation.stream, operation.seq_id)) is not None:
         return first
     connection.execute(operations.insert(), asdict(operation))

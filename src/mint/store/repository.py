@@ -1,4 +1,4 @@
-"""Reading and writing rows. Each function takes the connection of a transaction, so several make one transaction."""
+"""Reading and writing rows. Each function takes a transaction's connection: several make one transaction."""
 
 from __future__ import annotations
 

@@ -110,8 +110,8 @@ runs = Table(
 class Checkpoint:
     """Committed weights. `path` is None for a revision that only one sampling session names.
 
-    `directory` is relative to the checkpoint folder and never used again for other contents, so that it also serves as
-    the key of the revision.
+    `directory` is relative to the checkpoint folder and never used again for other contents, so that it also
+    serves as the key of the revision.
     """
 
     checkpoint_id: str
@@ -184,8 +184,9 @@ class Operation:
     """One journaled request and, once there is one, its result.
 
     `stream` and `seq_id` are the client's own numbering (a run, or a sampling session) and identify a retry;
-    `payload` is the request body as it came, `payload_type` its content type. `facts` is what the request referred to
-    when it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has changed.
+    `payload` is the request body as it came, `payload_type` its content type. `facts` is what the request referred
+    to when it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has
+    changed.
     """
 
     request_id: str

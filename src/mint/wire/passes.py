@@ -1,4 +1,4 @@
-"""`forward_backward` and `forward`: requests in protobuf or JSON, results in protobuf, or JSON for older SDKs."""
+"""`forward_backward` and `forward`: protobuf, and for older SDKs JSON."""
 
 from __future__ import annotations
 
@@ -204,7 +204,7 @@ def _number(value: object, where: str) -> float:
 
 
 def encode_pass_output(logprobs: Sequence[npt.NDArray[np.float32]], metrics: dict[str, float]) -> bytes:
-    """A `ForwardBackwardOutput`: per datum the log-probabilities of its targets, and metrics `name:reduction`."""
+    """A `ForwardBackwardOutput`: the log-probabilities of each datum's targets, and metrics `name:reduction`."""
     record = pb.ArrayRecord(num_datums=len(logprobs))
     record.fields["logprobs"].CopyFrom(batched_tensor(logprobs))
     output = pb.ForwardBackwardOutput(

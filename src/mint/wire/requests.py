@@ -1,7 +1,7 @@
 """JSON requests of the Tinker protocol.
 
-Unknown fields are ignored, since each SDK version adds some; defaults are the SDK's, since older versions send only
-what the user set. Field names and types are the protocol's, not ours.
+Unknown fields are ignored, since each SDK version adds some; defaults are the SDK's, since older versions send
+only what the user set. Field names and types are the protocol's, not ours.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class WireModel(BaseModel):
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
 
-# --- bootstrap and sessions -----------------------------------------------------------------------------------
+# --- bootstrap and sessions ---------------------------------------------------------------------------------
 
 
 class ClientConfigRequest(WireModel):
@@ -70,7 +70,7 @@ class TelemetryRequest(WireModel):
     sdk_version: str | None = None
 
 
-# --- training -------------------------------------------------------------------------------------------------
+# --- training -----------------------------------------------------------------------------------------------
 
 
 class LoraConfig(WireModel):
@@ -163,7 +163,7 @@ class LoadWeightsRequest(WireModel):
     user_metadata: dict[str, Any] | None = None
 
 
-# --- sampling -------------------------------------------------------------------------------------------------
+# --- sampling -----------------------------------------------------------------------------------------------
 
 
 class CreateSamplingSessionRequest(WireModel):
@@ -215,7 +215,7 @@ class SampleRequest(WireModel):
     target_prompt_logprobs: Any = None
 
 
-# --- futures --------------------------------------------------------------------------------------------------
+# --- futures ------------------------------------------------------------------------------------------------
 
 
 class RetrieveFutureRequest(WireModel):

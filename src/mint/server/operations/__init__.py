@@ -1,1 +1,1 @@
-"""What each journaled operation means: from request to command, from result to answer. One module per family."""
+"""What each journaled operation means: from request to command, from result to answer."""

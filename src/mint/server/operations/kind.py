@@ -30,7 +30,7 @@ class InvalidBodyError(BadRequestError):
 
 @dataclass(frozen=True)
 class Completion:
-    """The answer to a finished operation, and the rows it changes in the transaction that journals the answer."""
+    """The answer to a finished operation, and the rows it changes in the transaction that journals it."""
 
     body: bytes
     media_type: str = JSON
@@ -44,7 +44,7 @@ class Completion:
 
 
 class Kind(Protocol[R]):
-    """One kind of operation. A request is parsed, resolved once, then planned: now, and again at every replay.
+    """One kind of operation. A request is parsed, resolved once, then planned: now and at every replay.
 
     Attributes:
         name: as the journal has it.

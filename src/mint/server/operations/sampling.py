@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from sqlalchemy import Connection
+from typing_extensions import override
 
 from mint.engine.core import ModelInfo, Result, Revision, Sample, Sampled, SamplingParams
 from mint.engine.loss_specs import check_token_ids
@@ -37,13 +38,16 @@ class AsyncSample(Kind[SampleRequest]):
     ordered = False
     replayed = False
 
+    @override
     def parse(self, body: bytes, content_type: str) -> SampleRequest:
         return parse_json(SampleRequest, body)
 
+    @override
     def stream(self, request: SampleRequest) -> tuple[str, int]:
         seq_id = request.seq_id if request.seq_id is not None else secrets.randbits(62)
         return request.sampling_session_id, seq_id
 
+    @override
     def resolve(
         self, connection: Connection, catalog: Catalog, request: SampleRequest, owner: str
     ) -> dict[str, Any]:
@@ -51,6 +55,7 @@ class AsyncSample(Kind[SampleRequest]):
         access.session(connection, sampler.session_id, owner)
         return {"model": sampler.base_model, "directory": sampler.directory}
 
+    @override
     def plan(self, catalog: Catalog, operation: Operation, request: SampleRequest) -> Sample:
         for name in NOT_SERVED:
             if getattr(request, name):
@@ -67,6 +72,7 @@ class AsyncSample(Kind[SampleRequest]):
             prompt_logprobs=bool(request.prompt_logprobs),
         )
 
+    @override
     def finish(
         self, catalog: Catalog, operation: Operation, request: SampleRequest, result: Result
     ) -> Completion:
@@ -94,7 +100,7 @@ def _prompt(request: SampleRequest) -> np.ndarray[tuple[int], np.dtype[np.int32]
 def _params(
     params: requests.SamplingParams, model: ModelInfo, prompt: int, request_id: str
 ) -> SamplingParams:
-    """Engine parameters; the request's id stands in for a seed that was not given, so that a replay draws the same."""
+    """Engine parameters; the request's id stands in for a missing seed, so that a replay draws the same."""
     room = model.max_context_length - prompt
     max_tokens = params.max_tokens if params.max_tokens is not None else room
     if room < 1 or max_tokens > room:
@@ -121,7 +127,7 @@ def _params(
 def _stops(
     stop: str | list[str] | list[int] | None, model: ModelInfo
 ) -> tuple[frozenset[int], tuple[bytes, ...]]:
-    """Stop ids and stop strings. Absent: the model's end tokens. An empty list: nothing stops but the length."""
+    """Stop ids and stop strings. Absent: the model's end tokens. An empty list: only the length stops."""
     if stop is None:
         return frozenset(model.stop_token_ids), ()
     entries = [stop] if isinstance(stop, str) else stop

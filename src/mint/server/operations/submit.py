@@ -1,4 +1,4 @@
-"""An operation's way through the server: accepted and journaled, dispatched, finished; and again after a restart."""
+"""An operation's way through the server: journaled, dispatched, finished; and again after a restart."""
 
 from __future__ import annotations
 
@@ -160,7 +160,7 @@ def _failure(error: MintError) -> bytes:
     return json.dumps({"error": str(error), "category": error.category}).encode()
 
 
-# --- after a restart ------------------------------------------------------------------------------------------
+# --- after a restart ----------------------------------------------------------------------------------------
 
 
 async def resume(services: Services) -> int:
@@ -181,7 +181,7 @@ async def resume(services: Services) -> int:
 class ServerJournal:
     """The journal as the dispatcher's recovery reads it.
 
-    Recovery replays a run from its beginning, since nothing older than the journal itself is kept of a run's state.
+    Recovery replays a run from its beginning: nothing but the journal is kept of a run's state.
     """
 
     def __init__(self, database: Database, catalog: Catalog) -> None:

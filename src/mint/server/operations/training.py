@@ -7,6 +7,7 @@ from time import time
 from typing import Any
 
 from sqlalchemy import Connection
+from typing_extensions import override
 
 from mint.engine.core import (
     AdamParams,
@@ -42,12 +43,15 @@ class CreateModel(Kind[CreateModelRequest]):
     ordered = True
     replayed = True
 
+    @override
     def parse(self, body: bytes, content_type: str) -> CreateModelRequest:
         return parse_json(CreateModelRequest, body)
 
+    @override
     def stream(self, request: CreateModelRequest) -> tuple[str, int]:
         return run_id_of(request.session_id, request.model_seq_id), 0
 
+    @override
     def resolve(
         self, connection: Connection, catalog: Catalog, request: CreateModelRequest, owner: str
     ) -> dict[str, Any]:
@@ -83,9 +87,11 @@ class CreateModel(Kind[CreateModelRequest]):
             },
         }
 
+    @override
     def plan(self, catalog: Catalog, operation: Operation, request: CreateModelRequest) -> CreateRun:
         return CreateRun(operation.stream, LoraShape(**operation.facts["lora"]))
 
+    @override
     def record(self, connection: Connection, operation: Operation, request: CreateModelRequest) -> None:
         lora = operation.facts["lora"]
         run = Run(
@@ -103,6 +109,7 @@ class CreateModel(Kind[CreateModelRequest]):
         )
         repository.insert(connection, run)
 
+    @override
     def finish(
         self, catalog: Catalog, operation: Operation, request: CreateModelRequest, result: Result
     ) -> Completion:
@@ -121,17 +128,21 @@ class Pass(Kind[PassRequest]):
     ordered = True
     replayed = True
 
+    @override
     def parse(self, body: bytes, content_type: str) -> PassRequest:
         return decode_pass(body, content_type)
 
+    @override
     def stream(self, request: PassRequest) -> tuple[str, int]:
         return request.model_id, request.seq_id
 
+    @override
     def resolve(
         self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str
     ) -> dict[str, Any]:
         return {"model": access.run(connection, request.model_id, owner).base_model}
 
+    @override
     def plan(self, catalog: Catalog, operation: Operation, request: PassRequest) -> ForwardBackward:
         texts = [name for name, value in request.loss_config.items() if isinstance(value, str)]
         if texts:
@@ -145,6 +156,7 @@ class Pass(Kind[PassRequest]):
         )
         return check_forward_backward(command, catalog.model(operation.facts["model"]))
 
+    @override
     def finish(
         self, catalog: Catalog, operation: Operation, request: PassRequest, result: Result
     ) -> Completion:
@@ -159,17 +171,21 @@ class OptimizerStep(Kind[OptimStepRequest]):
     ordered = True
     replayed = True
 
+    @override
     def parse(self, body: bytes, content_type: str) -> OptimStepRequest:
         return parse_json(OptimStepRequest, body)
 
+    @override
     def stream(self, request: OptimStepRequest) -> tuple[str, int]:
         return request.model_id, request.seq_id
 
+    @override
     def resolve(
         self, connection: Connection, catalog: Catalog, request: OptimStepRequest, owner: str
     ) -> dict[str, Any]:
         return {"model": access.run(connection, request.model_id, owner).base_model}
 
+    @override
     def plan(self, catalog: Catalog, operation: Operation, request: OptimStepRequest) -> OptimStep:
         if request.adam_params is None and request.optimizer_params is not None:
             kind = request.optimizer_params.get("type")
@@ -177,6 +193,7 @@ class OptimizerStep(Kind[OptimStepRequest]):
         params = request.adam_params.model_dump() if request.adam_params is not None else {}
         return OptimStep(request.model_id, AdamParams(**params))
 
+    @override
     def finish(
         self, catalog: Catalog, operation: Operation, request: OptimStepRequest, result: Result
     ) -> Completion:

@@ -1,7 +1,7 @@
 """Operations that save and load: save_weights, save_weights_for_sampler, load_weights.
 
-The worker writes into a staging folder. When it is done the folder is renamed to its final name, which no other
-checkpoint ever has, and the row that makes it visible is committed together with the operation's result.
+The worker writes into a staging folder. When it is done the folder is renamed to its final name, which no
+other checkpoint ever has, and the row that makes it visible is committed together with the operation's result.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from time import time
 from typing import Any, TypeAlias
 
 from sqlalchemy import Connection
+from typing_extensions import override
 
 from mint.engine.core import ExportRevision, LoadState, RestoreRun, Result, Saved, SaveState
 from mint.errors import BadRequestError, NotFoundError
@@ -97,12 +98,15 @@ class SaveWeights(Kind[SaveWeightsRequest]):
     replayed = False
     segment: Segment = "weights"
 
+    @override
     def parse(self, body: bytes, content_type: str) -> SaveWeightsRequest:
         return parse_json(SaveWeightsRequest, body)
 
+    @override
     def stream(self, request: SaveWeightsRequest) -> tuple[str, int]:
         return request.model_id, request.seq_id
 
+    @override
     def resolve(
         self, connection: Connection, catalog: Catalog, request: SaveWeightsRequest, owner: str
     ) -> dict[str, Any]:
@@ -111,9 +115,11 @@ class SaveWeights(Kind[SaveWeightsRequest]):
             _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
         return _run_facts(run)
 
+    @override
     def plan(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest) -> SaveState:
         return SaveState(request.model_id, _staging_folder(catalog, operation))
 
+    @override
     def finish(
         self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest, result: Result
     ) -> Completion:
@@ -133,15 +139,18 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     replayed = False
     segment: Segment = "sampler_weights"
 
+    @override
     def parse(self, body: bytes, content_type: str) -> SaveWeightsForSamplerRequest:
         request = parse_json(SaveWeightsForSamplerRequest, body)
         if (request.path is None) == (request.sampling_session_seq_id is None):
             raise BadRequestError("give either a path or a sampling_session_seq_id", field="path")
         return request
 
+    @override
     def stream(self, request: SaveWeightsForSamplerRequest) -> tuple[str, int]:
         return request.model_id, request.seq_id
 
+    @override
     def resolve(
         self,
         connection: Connection,
@@ -156,12 +165,14 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
             _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
         return {**_run_facts(run), "session_id": run.session_id}
 
+    @override
     def plan(
         self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest
     ) -> ExportRevision:
         folder = _staging_folder(catalog, operation)
         return ExportRevision(request.model_id, folder, key=operation.request_id)
 
+    @override
     def finish(
         self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest, result: Result
     ) -> Completion:
@@ -205,6 +216,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
     ordered = True
     replayed = True
 
+    @override
     def parse(self, body: bytes, content_type: str) -> LoadWeightsRequest:
         request = parse_json(LoadWeightsRequest, body)
         in_place = request.model_id is not None and request.seq_id is not None
@@ -215,6 +227,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
             )
         return request
 
+    @override
     def stream(self, request: LoadWeightsRequest) -> tuple[str, int]:
         if request.model_id is not None and request.seq_id is not None:
             return request.model_id, request.seq_id
@@ -222,6 +235,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         assert request.model_seq_id is not None
         return run_id_of(request.session_id, request.model_seq_id), 0
 
+    @override
     def resolve(
         self, connection: Connection, catalog: Catalog, request: LoadWeightsRequest, owner: str
     ) -> dict[str, Any]:
@@ -249,6 +263,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         catalog.model(checkpoint.base_model)
         return facts
 
+    @override
     def plan(
         self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest
     ) -> LoadState | RestoreRun:
@@ -258,6 +273,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         command = LoadState if request.model_id is not None else RestoreRun
         return command(operation.stream, directory, request.optimizer)
 
+    @override
     def record(self, connection: Connection, operation: Operation, request: LoadWeightsRequest) -> None:
         if request.session_id is None:
             return
@@ -274,6 +290,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         )
         repository.insert(connection, run)
 
+    @override
     def finish(
         self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest, result: Result
     ) -> Completion:

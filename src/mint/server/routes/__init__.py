@@ -1,1 +1,1 @@
-"""HTTP routes, one module per noun. A route reads, checks, asks a service, answers; it decides nothing else."""
+"""HTTP routes, one module per noun. A route reads, checks, asks a service and answers, no more."""

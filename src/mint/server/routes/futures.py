@@ -25,7 +25,7 @@ router = APIRouter(tags=["futures"])
 async def retrieve_future(
     request: RetrieveFutureRequest, http: Request, services: Ready, owner: Owner
 ) -> Response:
-    """The result, or 408 after a while without one: then ask again. A result can be fetched any number of times."""
+    """The result, or 408 after a while without one: then ask again. A result can be fetched repeatedly."""
 
     def look(connection: Connection) -> Operation:
         found = journal.find(connection, request.request_id)

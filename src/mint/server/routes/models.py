@@ -15,7 +15,7 @@ router = APIRouter(tags=["models"])
 
 @router.post("/get_info")
 async def get_info(request: ModelRequest, services: Ready, owner: Owner) -> dict[str, Any]:
-    """A run's base model and LoRA. `tokenizer_id` is a folder on this machine, which loads without a network."""
+    """A run's base model and LoRA. `tokenizer_id` is a folder on this machine: no network is needed."""
     run = await services.database.transaction(lambda c: access.run(c, request.model_id, owner))
     model = services.catalog.model(run.base_model)
     return {

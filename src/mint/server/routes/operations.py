@@ -34,7 +34,7 @@ def _documented(model: type[BaseModel]) -> dict[str, Any]:
 PASS_BODY = {
     "requestBody": {
         "required": True,
-        "description": "A ForwardBackwardRequest of messages.proto, optionally zstd-compressed; or the JSON of older SDKs.",
+        "description": "A ForwardBackwardRequest of messages.proto, or zstd of it; or the JSON of older SDKs.",
         "content": {
             PROTOBUF: {"schema": {"type": "string", "format": "binary"}},
             JSON: {"schema": {"type": "object"}},
@@ -61,7 +61,7 @@ async def create_model(http: Request, services: Ready, owner: Owner) -> dict[str
 
 @router.post("/forward_backward", openapi_extra=PASS_BODY)
 async def forward_backward(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
-    """Losses and log-probabilities of some datums; gradients are added to the run's, unless `forward_only`."""
+    """Losses and log-probabilities; gradients are added to the run's, unless `forward_only`."""
     return await _training(services, "forward_backward", http, owner)
 
 

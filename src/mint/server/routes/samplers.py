@@ -24,7 +24,7 @@ router = APIRouter(tags=["samplers"])
 async def create_sampling_session(
     request: CreateSamplingSessionRequest, services: Ready, owner: Owner
 ) -> dict[str, str]:
-    """A sampler of a base model or of a checkpoint. The same number of the same session is the same sampler."""
+    """A sampler of a base model or of a checkpoint. A number of a session is one sampler."""
 
     def create(connection: Connection) -> Sampler:
         access.session(connection, request.session_id, owner)
