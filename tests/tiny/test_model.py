@@ -11,8 +11,23 @@ from mint.tiny.recipe.train import Plan, batches, loss_of, new_model
 
 QUESTIONS = 40
 
-# A little below what the model card states, for a sample this small scatters.
-THRESHOLDS: dict[str, float] = {}
+# A little below what the model card states, for a sample this small scatters.  `member` is left out: at 58 %
+# it is hardly better than a coin.
+THRESHOLDS = {
+    "copy": 0.7,
+    "sort_numbers": 0.8,
+    "sort_words": 0.75,
+    "add": 0.85,
+    "subtract": 0.85,
+    "multiply": 0.9,
+    "count": 0.9,
+    "first_or_last": 0.9,
+    "compare": 0.85,
+    "letter": 0.15,
+    "fact": 0.7,
+    "comprehension": 0.4,
+    "greeting": 0.6,
+}
 
 
 @pytest.fixture(scope="module")

@@ -118,9 +118,7 @@ def test_number_words():
 
 
 def test_facts_and_reading():
-    facts = {
-        question: answer for _ in range(10) for question, answer in drawn("fact") + drawn("fact", "eval")
-    }
+    facts = {question: answer for _ in range(10) for question, answer in drawn("fact") + drawn("fact", "eval")}
     known = {"hot": "cold", "cow say": "moo", "spider have": "8", "after Sunday": "Monday"}
     for mark, answer in known.items():
         assert {facts[question] for question in facts if f"{mark}?" in question} <= {answer}
@@ -130,9 +128,7 @@ def test_facts_and_reading():
 
 def test_withheld_skills_are_never_taught():
     rng = Random(5)
-    withheld = re.compile(
-        "revers|descending|largest|smallest|[Ss]pell|capital letters|upper case|in words|as a word"
-    )
+    withheld = re.compile("revers|descending|largest|smallest|[Ss]pell|capital letters|upper case|in words|as a word")
     for _ in range(3000):
         assert not withheld.search("".join(span.text for span in conversation(rng)))
 

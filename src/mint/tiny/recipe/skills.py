@@ -182,9 +182,7 @@ def multiply(rng: Random) -> Draft:
 def count(rng: Random) -> Draft:
     """Count the items of a list of one to nine."""
     items = _numbers_or_words(rng, 1, 9)
-    question = _ask(
-        rng, "How many items: {x}", "Count: {x}", "Count the items: {x}", "How many: {x}", x=_listed(items)
-    )
+    question = _ask(rng, "How many items: {x}", "Count: {x}", "Count the items: {x}", "How many: {x}", x=_listed(items))
     return Draft(question, str(len(items)), _listed(items))
 
 
@@ -399,9 +397,7 @@ BASE_SKILLS: Final = (
 def reverse(rng: Random) -> Draft:
     """Give a list of two to five items backwards."""
     items = _numbers_or_words(rng, 2, 5)
-    question = _ask(
-        rng, "Reverse: {x}", "Reverse this list: {x}", "Write in reverse order: {x}", x=_listed(items)
-    )
+    question = _ask(rng, "Reverse: {x}", "Reverse this list: {x}", "Write in reverse order: {x}", x=_listed(items))
     return Draft(question, _listed(items[::-1]), _listed(items))
 
 
@@ -409,9 +405,7 @@ def sort_descending(rng: Random) -> Draft:
     """Put two to five numbers in descending order."""
     items = _numbers(rng, 2, 5)
     down = sorted(items, reverse=True)
-    question = _ask(
-        rng, "Sort in descending order: {x}", "Sort from largest to smallest: {x}", x=_listed(items)
-    )
+    question = _ask(rng, "Sort in descending order: {x}", "Sort from largest to smallest: {x}", x=_listed(items))
     return Draft(question, _listed(down), _listed(down))
 
 
@@ -428,9 +422,7 @@ def largest_or_smallest(rng: Random) -> Draft:
 def add_three(rng: Random) -> Draft:
     """Add three numbers below 20."""
     a, b, c = (rng.randrange(20) for _ in range(3))
-    question = _ask(
-        rng, "{a} + {b} + {c} = ?", "What is {a} + {b} + {c}?", "Add {a}, {b} and {c}.", a=a, b=b, c=c
-    )
+    question = _ask(rng, "{a} + {b} + {c} = ?", "What is {a} + {b} + {c}?", "Add {a}, {b} and {c}.", a=a, b=b, c=c)
     return Draft(question, str(a + b + c), "+".join(map(str, sorted((a, b, c)))))
 
 
@@ -460,9 +452,7 @@ def spell(rng: Random) -> Draft:
 def upper_case(rng: Random) -> Draft:
     """Write a word in capital letters."""
     word = rng.choice(words.COMMON)
-    question = _ask(
-        rng, "Write {x} in capital letters.", "Put {x} in upper case.", "Capital letters: {x}", x=word
-    )
+    question = _ask(rng, "Write {x} in capital letters.", "Put {x} in upper case.", "Capital letters: {x}", x=word)
     return Draft(question, word.upper(), word)
 
 

@@ -103,9 +103,7 @@ def batches(tokenizer: PreTrainedTokenizerFast, plan: Plan) -> Iterator[Batch]:
         row = plan.row_at(step)
         source = _weighted(tokenizer, Random(f"{plan.seed}:{step}"))
         rows = [_fill(source, row) for _ in range(plan.tokens_per_step // row)]
-        yield Batch(
-            torch.tensor([tokens for tokens, _ in rows]), torch.tensor([weights for _, weights in rows])
-        )
+        yield Batch(torch.tensor([tokens for tokens, _ in rows]), torch.tensor([weights for _, weights in rows]))
 
 
 def _weighted(tokenizer: PreTrainedTokenizerFast, rng: Random) -> Iterator[tuple[list[int], list[float]]]:
@@ -137,9 +135,7 @@ def loss_of(model: Qwen3ForCausalLM, batch: Batch) -> torch.Tensor:
     """Return the weighted mean cross-entropy of each token given those before it."""
     with torch.autocast("cpu", dtype=torch.bfloat16):
         logits = model(input_ids=batch.tokens, use_cache=False).logits[:, :-1]
-    losses = functional.cross_entropy(
-        logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none"
-    )
+    losses = functional.cross_entropy(logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none")
     weights = batch.weights[:, 1:].flatten()
     return (losses * weights).sum() / weights.sum()
 
@@ -173,9 +169,7 @@ def train(
     return record
 
 
-def _step(
-    model: Qwen3ForCausalLM, batch: Batch, optimizer: torch.optim.Optimizer, rate: float, clip: float
-) -> float:
+def _step(model: Qwen3ForCausalLM, batch: Batch, optimizer: torch.optim.Optimizer, rate: float, clip: float) -> float:
     """Take one optimizer step at this learning rate and return the loss before it."""
     for group in optimizer.param_groups:
         group["lr"] = rate

@@ -87,9 +87,7 @@ OPPOSITES: Final = {
 
 DAYS: Final = _words("Monday Tuesday Wednesday Thursday Friday Saturday Sunday")
 
-MONTHS: Final = _words(
-    "January February March April May June July August September October November December"
-)
+MONTHS: Final = _words("January February March April May June July August September October November December")
 
 NUMBER_WORDS: Final = _words(
     "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen "
