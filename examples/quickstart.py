@@ -24,8 +24,8 @@ from mint import types
 mpl.use("Agg")
 from matplotlib import pyplot as plt  # noqa: E402
 
-SFT_STEPS, SFT_BATCH, SFT_LEARNING_RATE = 16, 24, 2e-3
-RL_STEPS, RL_PROMPTS, RL_GROUP, RL_LEARNING_RATE = 24, 12, 8, 1e-3
+SFT_STEPS, SFT_BATCH, SFT_LEARNING_RATE = 12, 24, 2e-3
+RL_STEPS, RL_PROMPTS, RL_GROUP, RL_LEARNING_RATE = 50, 16, 8, 1e-3
 HELD_BACK = 80
 
 console = Console()
@@ -146,8 +146,8 @@ def policy_datum(prompt: list[int], sample: types.SampledSequence, advantage: fl
     return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=inputs)
 
 
-def train(student: Student) -> None:
-    """SFT, then RL, each with a bar that shows what is being improved."""
+def train(student: Student, questions: list[Question]) -> dict[str, list[str]]:
+    """SFT, then RL, each with a bar that shows what is being improved; the answers before, between and after."""
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -155,27 +155,31 @@ def train(student: Student) -> None:
         TimeElapsedColumn(),
         TextColumn("{task.fields[value]}"),
     )
+    answers = {"before": student.answers(questions)}
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("SFT", total=SFT_STEPS, value="")
         for step in range(SFT_STEPS):
             student.sft_step(make_questions(SFT_BATCH, seed=1000 + step))
             loss = student.losses[-1]
             progress.update(task, advance=1, value=f"loss {student.losses[0]:.2f} → {loss:.2f} nats per token")
+        answers["after SFT"] = student.answers(questions)
         task = progress.add_task("RL ", total=RL_STEPS, value="")
         for step in range(RL_STEPS):
             student.rl_step(make_questions(RL_PROMPTS, seed=2000 + step))
             recent = mean(student.rewards[-5:])
             progress.update(task, advance=1, value=f"mean reward {student.rewards[0]:.2f} → {recent:.2f}")
+    answers["after RL"] = student.answers(questions)
+    return answers
 
 
 def show_answers(questions: list[Question], answers: dict[str, list[str]]) -> None:
     """A few answers side by side, and the accuracy on all held-back questions."""
     table = Table(title="held-back questions", title_justify="left")
-    for heading in ("question", "right", *answers):
+    for heading in ("the largest of", "right", *answers):
         table.add_column(heading)
     for place, question in enumerate(questions[:6]):
         cells = [column[place][:24] for column in answers.values()]
-        table.add_row(question.text, question.answer, *cells)
+        table.add_row(", ".join(map(str, question.numbers)), question.answer, *cells)
     console.print(table)
     for name, column in answers.items():
         right = sum(answer == question.answer for answer, question in zip(column, questions, strict=True))
@@ -210,10 +214,7 @@ def main() -> None:
     student = Student(run, run.get_tokenizer())
     questions = make_questions(HELD_BACK, seed=0)
 
-    answers = {"before": student.answers(questions)}
-    train(student)
-    answers["after"] = student.answers(questions)
-    show_answers(questions, answers)
+    show_answers(questions, train(student, questions))
     draw_curves(student, arguments.picture)
     console.print(f"\nThe curves of loss and reward are in {arguments.picture}")
 

@@ -92,9 +92,7 @@ def test_training_goes_on_bit_for_bit(qwen_dir: Path, tmp_path: Path, where: str
     assert answers[-1].metrics["step"] == 6
 
 
-def test_a_run_saved_before_its_first_step_starts_from_the_same_weights(
-    driver: EngineDriver, tmp_path: Path
-) -> None:
+def test_a_run_saved_before_its_first_step_starts_from_the_same_weights(driver: EngineDriver, tmp_path: Path) -> None:
     driver.one(CreateRun("run", shape()))
     folder = save(driver, "run", tmp_path / "state")
     expected = metrics_of(driver.together(steps("run", 0, 2)))
@@ -149,9 +147,7 @@ def test_loading_into_a_run_that_is_not_there_is_refused(driver: EngineDriver, t
 
 
 @pytest.mark.parametrize("command", [SaveState, ExportRevision])
-def test_size_is_that_of_the_files(
-    driver: EngineDriver, tmp_path: Path, command: Callable[..., Command]
-) -> None:
+def test_size_is_that_of_the_files(driver: EngineDriver, tmp_path: Path, command: Callable[..., Command]) -> None:
     trained_run(driver, "run", shape())
     arguments = ("key",) if command is ExportRevision else ()
     saved = driver.one(command("run", tmp_path, *arguments))
@@ -162,9 +158,7 @@ def test_size_is_that_of_the_files(
 def test_a_save_that_the_disk_refuses_fails_alone(driver: EngineDriver, tmp_path: Path) -> None:
     trained_run(driver, "run", shape())
     missing = tmp_path / "missing"
-    refused = driver.together(
-        [SaveState("run", missing), ExportRevision("run", missing, "key"), *steps("run", 0, 1)]
-    )
+    refused = driver.together([SaveState("run", missing), ExportRevision("run", missing, "key"), *steps("run", 0, 1)])
     assert isinstance(refused[0], MintError)
     assert isinstance(refused[1], MintError)
     assert isinstance(refused[2], Passed)
@@ -198,9 +192,7 @@ def test_peft_reads_our_folders(
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_we_read_pefts_folders(
-    driver: EngineDriver, qwen_dir: Path, tmp_path: Path, dtype: torch.dtype
-) -> None:
+def test_we_read_pefts_folders(driver: EngineDriver, qwen_dir: Path, tmp_path: Path, dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(qwen_dir, dtype=torch.float32)
     modules = ["q_proj", "k_proj", "v_proj", "o_proj"]
@@ -278,9 +270,7 @@ OPTIMIZER_DAMAGE: dict[str, Callable[[Path], object]] = {
     "moments of another size": lambda d: edit_tensors(
         d / OPTIMIZER, lambda t: t.update(exp_avg=t["exp_avg"][:-1].clone())
     ),
-    "moments of another type": lambda d: edit_tensors(
-        d / OPTIMIZER, lambda t: t.update(exp_avg=t["exp_avg"].double())
-    ),
+    "moments of another type": lambda d: edit_tensors(d / OPTIMIZER, lambda t: t.update(exp_avg=t["exp_avg"].double())),
     "step is no number": lambda d: edit_tensors(d / OPTIMIZER, lambda t: t.update(step=torch.zeros(2))),
 }
 
@@ -299,9 +289,7 @@ def copy_folder(source: Path, target: Path) -> Path:
     return target
 
 
-@pytest.mark.parametrize(
-    "damage", {**DAMAGE, **OPTIMIZER_DAMAGE}.values(), ids={**DAMAGE, **OPTIMIZER_DAMAGE}
-)
+@pytest.mark.parametrize("damage", {**DAMAGE, **OPTIMIZER_DAMAGE}.values(), ids={**DAMAGE, **OPTIMIZER_DAMAGE})
 def test_a_damaged_folder_is_refused_and_the_run_stays_as_it_was(
     saved: tuple[EngineDriver, Path], tmp_path: Path, damage: Callable[[Path], object]
 ) -> None:

@@ -24,9 +24,7 @@ CASES = {
     "clipped": AdamParams(learning_rate=1e-2, grad_clip_norm=0.5),
     "clip above the norm": AdamParams(learning_rate=1e-2, grad_clip_norm=1e6),
     "betas and eps": AdamParams(learning_rate=1e-2, beta1=0.5, beta2=0.7, eps=1e-2),
-    "all": AdamParams(
-        learning_rate=1e-2, beta1=0.8, beta2=0.9, eps=1e-4, weight_decay=0.1, grad_clip_norm=1.0
-    ),
+    "all": AdamParams(learning_rate=1e-2, beta1=0.8, beta2=0.9, eps=1e-4, weight_decay=0.1, grad_clip_norm=1.0),
 }
 
 
@@ -35,9 +33,7 @@ class Reference:
 
     def __init__(self, flat: torch.Tensor, adapter: TrainableAdapter) -> None:
         self._blocks = adapter.adapter.layout.blocks
-        self.parameters = [
-            torch.nn.Parameter(f.clone()) for block in self._blocks for f in block.factors(flat)
-        ]
+        self.parameters = [torch.nn.Parameter(f.clone()) for block in self._blocks for f in block.factors(flat)]
         self._optimizer = torch.optim.AdamW(self.parameters, foreach=False)
 
     def step(self, gradient: torch.Tensor, params: AdamParams) -> float:

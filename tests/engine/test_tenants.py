@@ -80,9 +80,7 @@ def clear_gradients(driver: EngineDriver) -> None:
 def make_passes(seed: int = 0, *, forward_only: bool = False) -> dict[str, ForwardBackward]:
     rng = np.random.default_rng(seed)
     lengths = {"a": [9, 3, 9], "b": [17], "c": [1, 30, 2, 2], "d": [9, 5]}
-    return {
-        run: policy_pass(run, lengths[run], LOSS_OF[run], rng, forward_only=forward_only) for run in SHAPES
-    }
+    return {run: policy_pass(run, lengths[run], LOSS_OF[run], rng, forward_only=forward_only) for run in SHAPES}
 
 
 def test_together_equals_alone_in_an_engine_of_its_own(shared: EngineDriver, qwen_dir: Path) -> None:
@@ -156,8 +154,7 @@ def mixtures(draw: st.DrawFn) -> list[ForwardBackward]:
     runs = draw(st.lists(st.sampled_from(sorted(SHAPES)), min_size=1, max_size=4))
     lengths = st.lists(st.integers(1, 24), min_size=1, max_size=3)
     return [
-        policy_pass(run, draw(lengths), draw(st.sampled_from(sorted(LOSSES))), rng, forward_only=False)
-        for run in runs
+        policy_pass(run, draw(lengths), draw(st.sampled_from(sorted(LOSSES))), rng, forward_only=False) for run in runs
     ]
 
 
@@ -205,9 +202,7 @@ def test_steps_between_passes_are_seen_by_their_own_run_only(qwen_dir: Path) -> 
         return [CreateRun(run, SHAPES[run]), *steps]
 
     together, apart = make_driver(qwen_dir), make_driver(qwen_dir)
-    queued = [
-        command for commands in zip(*(loop(run) for run in SHAPES), strict=True) for command in commands
-    ]
+    queued = [command for commands in zip(*(loop(run) for run in SHAPES), strict=True) for command in commands]
     answers = together.together(queued)
     for run in SHAPES:
         expected = [apart.one(command) for command in loop(run)]
@@ -309,9 +304,7 @@ def fail_for(loss_fn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(LOSSES, loss_fn, fails)
 
 
-def test_a_pass_that_fails_in_its_forward_fails_alone(
-    shared: EngineDriver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_pass_that_fails_in_its_forward_fails_alone(shared: EngineDriver, monkeypatch: pytest.MonkeyPatch) -> None:
     clear_gradients(shared)
     passes = make_passes(11)
     healthy = [run for run in SHAPES if LOSS_OF[run] != "ppo"]

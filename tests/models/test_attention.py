@@ -36,8 +36,7 @@ def make_inputs(lengths: list[int], heads: int, kv_heads: int) -> list[Tensor]:
     """Laid out as transformers' modules pass them: (1, T, heads, D), transposed."""
     torch.manual_seed(0)
     return [
-        torch.randn(1, sum(lengths), h, HEAD_SIZE).transpose(1, 2).requires_grad_()
-        for h in (heads, kv_heads, kv_heads)
+        torch.randn(1, sum(lengths), h, HEAD_SIZE).transpose(1, 2).requires_grad_() for h in (heads, kv_heads, kv_heads)
     ]
 
 

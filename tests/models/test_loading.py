@@ -208,9 +208,7 @@ SERVED = {
 
 
 @pytest.mark.parametrize(("kind", "config"), SERVED.values(), ids=SERVED)
-def test_packed_sequences_equal_transformers(
-    tmp_path: Path, kind: type[PreTrainedModel], config: Any
-) -> None:
+def test_packed_sequences_equal_transformers(tmp_path: Path, kind: type[PreTrainedModel], config: Any) -> None:
     torch.manual_seed(0)
     folder = save(tmp_path, kind(config))
     served, theirs = load(folder), AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)

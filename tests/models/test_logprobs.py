@@ -43,9 +43,7 @@ class Case:
     hidden: Tensor = field(default_factory=lambda: torch.randn(TOKENS, HIDDEN))
     targets: Tensor = field(default_factory=lambda: torch.randint(0, VOCAB, (TOKENS,)))
     upstream: Tensor = field(default_factory=lambda: torch.randn(TOKENS))
-    slots: tuple[Slot, ...] = field(
-        default_factory=lambda: (make_slot(3, 0.5), make_slot(1, 2.0), Slot(None, 1.0))
-    )
+    slots: tuple[Slot, ...] = field(default_factory=lambda: (make_slot(3, 0.5), make_slot(1, 2.0), Slot(None, 1.0)))
 
     @property
     def segments(self) -> list[Segment]:
@@ -102,9 +100,7 @@ def set_rows_of_a_chunk(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 4, 5, 22, 23, 1000])
-def test_values_and_gradients_equal_autograd_in_chunks_of_any_size(
-    monkeypatch: pytest.MonkeyPatch, rows: int
-) -> None:
+def test_values_and_gradients_equal_autograd_in_chunks_of_any_size(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     """Chunks of 4 cut segments in the middle; of 5, at the second segment's end."""
     set_rows_of_a_chunk(monkeypatch, rows)
     case = Case()
@@ -150,13 +146,9 @@ def test_logits_are_those_the_logprobs_come_from() -> None:
 
 
 def test_a_revision_has_no_gradients_and_passes_them_through() -> None:
-    case = Case(
-        slots=(make_slot(3, 0.5, trainable=False), make_slot(1, 2.0, trainable=False), Slot(None, 1.0))
-    )
+    case = Case(slots=(make_slot(3, 0.5, trainable=False), make_slot(1, 2.0, trainable=False), Slot(None, 1.0)))
     hidden = case.hidden.clone().requires_grad_()
-    UnembeddingHead(case.linear, SITE).target_logprobs(hidden, case.targets, case.segments).backward(
-        case.upstream
-    )
+    UnembeddingHead(case.linear, SITE).target_logprobs(hidden, case.targets, case.segments).backward(case.upstream)
     assert_close(hidden.grad, case.reference()[1][0])
 
 

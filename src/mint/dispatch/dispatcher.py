@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+from collections.abc import Coroutine
+from contextlib import nullcontext
 
 from mint.dispatch.fleet import Fleet
-from mint.dispatch.streams import Journal, RunStream, Ticket
+from mint.dispatch.streams import MAX_DEATHS, SUSPECT_DEATHS, Journal, RunStream, Ticket, given_up
 from mint.engine.core import Result, WorkerDiedError
 from mint.errors import MintError
-
-logger = logging.getLogger(__name__)
-
-MAX_ATTEMPTS = 3
-"""Workers that a sample request may outlive before it is held to be what kills them."""
 
 
 class Dispatcher:
@@ -24,34 +20,37 @@ class Dispatcher:
         self._journal = journal
         self._gap_seconds = gap_seconds
         self._streams: dict[str, tuple[str, RunStream]] = {}
-        self._samples: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         fleet.on_death = self._worker_lost
 
     def submit(self, run_id: str, ticket: Ticket) -> None:
         """Queue a training operation; it runs after all of its run with lower numbers."""
         self._stream(run_id, ticket.model).accept(ticket)
 
-    def skip(self, run_id: str, model: str, seq_id: int) -> None:
-        """Go on without an operation that was refused."""
-        self._stream(run_id, model).skip(seq_id)
+    def skip(self, run_id: str, seq_id: int) -> None:
+        """Go on without an operation that was refused; a stream that is yet to be made learns it from the journal."""
+        if run_id in self._streams:
+            self._streams[run_id][1].skip(seq_id)
 
     def sample(self, ticket: Ticket) -> None:
         """Queue a sample request; samples have no order."""
-        task = asyncio.create_task(self._sample(ticket))
-        self._samples.add(task)
-        task.add_done_callback(self._samples.discard)
+        self._start(self._sample(ticket))
 
-    async def unload(self, run_id: str) -> None:
-        """Free a run that has nothing more to do; one that has keeps its place."""
-        model_and_stream = self._streams.get(run_id)
-        if model_and_stream is not None and model_and_stream[1].idle:
-            del self._streams[run_id]
-            await model_and_stream[1].close()
+    def unload(self, run_id: str) -> None:
+        """Free a run, once it has nothing more to do."""
+        if run_id in self._streams:
+            self._start(self._unload(run_id, self._streams[run_id][1]))
 
     async def close(self) -> None:
-        """Stop dispatching. What is unfinished stays in the journal."""
-        for task in list(self._samples):
+        """Stop dispatching. Results that have come are written; what is unfinished stays in the journal."""
+        for task in self._tasks:
             task.cancel()
+        await asyncio.gather(*(stream.stop() for _, stream in self._streams.values()))
+
+    def _start(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     def _stream(self, run_id: str, model: str) -> RunStream:
         if run_id not in self._streams:
@@ -64,17 +63,26 @@ class Dispatcher:
             if other == model:
                 stream.worker_lost()
 
+    async def _unload(self, run_id: str, stream: RunStream) -> None:
+        await stream.drain()
+        if self._streams.pop(run_id, None) is not None:
+            await stream.close()
+
     async def _sample(self, ticket: Ticket) -> None:
-        outcome: Result | MintError = MintError(
-            f"the request outlived {MAX_ATTEMPTS} workers and was given up"
-        )
-        for _ in range(MAX_ATTEMPTS):
-            worker = await self._fleet.worker(ticket.model)
-            try:
-                outcome = await worker.execute(ticket.command)
-            except WorkerDiedError:
-                continue
-            except MintError as error:
-                outcome = error
-            break
-        await ticket.finish(outcome)
+        for deaths in range(MAX_DEATHS):
+            async with self._fleet.suspects(ticket.model) if deaths >= SUSPECT_DEATHS else nullcontext():
+                outcome = await self._sample_once(ticket)
+            if outcome is not None:
+                await ticket.finish(outcome)
+                return
+        await ticket.finish(given_up())
+
+    async def _sample_once(self, ticket: Ticket) -> Result | MintError | None:
+        """The outcome, or None if the worker died."""
+        worker = await self._fleet.worker(ticket.model)
+        try:
+            return await worker.execute(ticket.command)
+        except WorkerDiedError:
+            return None
+        except MintError as error:
+            return error

@@ -21,7 +21,7 @@ class Fleet:
     """All workers, by the name of their base model.
 
     Attributes:
-        on_death: called with the model's name when a worker that was ready has ended; another is being started.
+        on_death: called with the model's name when its worker has ended; another is being started.
     """
 
     def __init__(self, sources: Sequence[ModelSource], config: EngineConfig) -> None:
@@ -40,7 +40,7 @@ class Fleet:
     @property
     def ready(self) -> bool:
         """Whether every model has a worker right now."""
-        return all(slot.worker is not None for slot in self._slots.values())
+        return all(slot.ready for slot in self._slots.values())
 
     def models(self) -> list[ModelInfo]:
         """All models that have been loaded."""
@@ -54,6 +54,10 @@ class Fleet:
     async def worker(self, name: str) -> LocalWorker:
         """The model's worker; waits while it is being started again."""
         return await self._slots[name].get()
+
+    def suspects(self, name: str) -> asyncio.Lock:
+        """Held by whatever may be killing the model's workers, so that it is alone with others of its like."""
+        return self._slots[name].suspects
 
     async def close(self) -> None:
         """Stop all workers."""
@@ -69,6 +73,7 @@ class _Slot:
     def __init__(self, source: ModelSource, config: EngineConfig, on_death: Callable[[str], None]) -> None:
         self.worker: LocalWorker | None = None
         self.info: ModelInfo | None = None
+        self.suspects = asyncio.Lock()
         self._source = source
         self._config = config
         self._on_death = on_death
@@ -79,9 +84,13 @@ class _Slot:
         await self._put(await LocalWorker.start(self._source, self._config))
         self._supervisor = asyncio.create_task(self._supervise())
 
+    @property
+    def ready(self) -> bool:
+        return self.worker is not None and not self.worker.died.is_set()
+
     async def get(self) -> LocalWorker:
         async with self._changed:
-            await self._changed.wait_for(lambda: self.worker is not None)
+            await self._changed.wait_for(lambda: self.ready)
             assert self.worker is not None
             return self.worker
 

@@ -9,6 +9,7 @@ import socket
 import sys
 from asyncio.subprocess import Process
 from collections.abc import Mapping
+from contextlib import suppress
 from itertools import count
 from typing import Any
 
@@ -23,10 +24,13 @@ WORKER_ENVIRONMENT: Mapping[str, str] = {
     # glibc gives large blocks back to the system after each pass, then faults their pages in again: keep them
     "MALLOC_MMAP_THRESHOLD_": str(1 << 30),
     "MALLOC_TRIM_THRESHOLD_": str(4 << 30),
-    # a thread that waits by spinning takes the core from what it waits for, once anything else wants the machine
+    # a thread that waits by spinning takes the core from what it waits for, once others want the machine
     "OMP_WAIT_POLICY": "PASSIVE",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+CLOSE_SECONDS = 5.0
+"""That a worker may take over the step it is in when it is stopped."""
 
 
 class LocalWorker:
@@ -46,6 +50,7 @@ class LocalWorker:
         self._writer = writer
         self._numbers = count(1)
         self._answers: dict[int, asyncio.Future[Result]] = {}
+        self._closing = False
         self._receiving = asyncio.create_task(self._receive())
 
     @classmethod
@@ -69,16 +74,20 @@ class LocalWorker:
         finally:
             theirs.close()
         reader, writer = await asyncio.open_connection(sock=ours)
-        writer.write(channel.encode((source, config)))
         try:
+            writer.write(channel.encode((source, config)))
             hello = await _receive_message(reader)
-        except asyncio.IncompleteReadError:
-            raise WorkerDiedError(f"the worker for {source.name} ended while it loaded the model") from None
-        except asyncio.CancelledError:
+        except (asyncio.IncompleteReadError, ConnectionError):
             writer.close()
+            code = await process.wait()
+            raise WorkerDiedError(
+                f"the worker for {source.name} ended with code {code} while it loaded the model"
+            ) from None
+        except BaseException:
+            writer.close()  # which ends the process
             raise
         if isinstance(hello, MintError):
-            await process.wait()
+            writer.close()
             raise hello
         return cls(process, reader, writer, hello)
 
@@ -105,21 +114,27 @@ class LocalWorker:
 
     async def close(self) -> None:
         """See `Worker`."""
+        self._closing = True
         self._writer.close()
-        await self._process.wait()
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await self._process.wait()
+        except TimeoutError:
+            self._process.kill()
         await self._receiving
 
     async def _receive(self) -> None:
         """Hand out answers until the process ends."""
         try:
-            while True:
-                number, answer = await _receive_message(self._reader)
-                self._resolve(number, answer)
-        except (asyncio.IncompleteReadError, ConnectionError):
+            with suppress(asyncio.IncompleteReadError, ConnectionError):
+                while True:
+                    number, answer = await _receive_message(self._reader)
+                    self._resolve(number, answer)
             code = await self._process.wait()
-            if not self._writer.is_closing():
+            if not self._closing:
                 logger.error("the worker for %s ended with code %s", self._info.name, code)
         finally:
+            self._writer.close()
             self.died.set()
             for future in self._answers.values():
                 if not future.done():

@@ -1,7 +1,7 @@
 """One run's operations: strictly in the order of their sequence numbers, and again after a worker has died.
 
-Numbers may arrive out of order, since clients send the chunks of one call side by side, and some never arrive,
-since a client may spend a number on a request that it then cannot send.
+Numbers may arrive out of order, since clients send the chunks of one call side by side, and some never
+arrive, since a client may spend a number on a request that it then cannot send.
 """
 
 from __future__ import annotations
@@ -19,9 +19,20 @@ from mint.errors import BadRequestError, MintError
 logger = logging.getLogger(__name__)
 
 
+SUSPECT_DEATHS = 2
+"""Workers that died over an operation before it is sent to the next one by itself."""
+MAX_DEATHS = 3
+"""Workers that died over an operation before it is held to be what kills them, and given up."""
+
+
+def given_up() -> MintError:
+    """How an operation ends that kills workers."""
+    return MintError(f"{MAX_DEATHS} engine workers ended over this operation; it was given up")
+
+
 @dataclass(frozen=True)
 class Ticket:
-    """A journaled operation on its way to a worker. `finish` writes its result down and wakes who waits for it."""
+    """A journaled operation on its way to a worker. `finish` writes the result down and wakes who waits."""
 
     request_id: str
     seq_id: int
@@ -51,6 +62,9 @@ class RunStream:
 
     On a new stream, and whenever the worker has died, the run is first rebuilt on a worker by replaying its
     history; then unanswered operations are sent again, then new ones. `finish` of a ticket is called once.
+
+    Of an operation that worker after worker dies over, it is not known whether it or another run's is at fault: so it
+    is first tried by itself, and given up only if the worker dies then too.
     """
 
     def __init__(self, run_id: str, model: str, fleet: Fleet, journal: Journal, gap_seconds: float) -> None:
@@ -63,16 +77,20 @@ class RunStream:
         self._waiting: dict[int, Ticket] = {}
         self._skipped: set[int] = set()
         self._sent: dict[int, Ticket] = {}
+        self._deaths: dict[int, int] = {}
         self._finishing: set[asyncio.Task[None]] = set()
+        self._settled = asyncio.Event()
         self._worker: Worker | None = None
+        self._exposed = False
         self._broken: MintError | None = None
         self._gap_timer: asyncio.TimerHandle | None = None
         self._restoring = asyncio.create_task(self._restore())
 
-    @property
-    def idle(self) -> bool:
-        """Whether nothing is waiting, under way or being rebuilt."""
-        return not (self._waiting or self._sent or self._finishing) and self._restoring.done()
+    async def drain(self) -> None:
+        """Wait until nothing is waiting, under way or being rebuilt."""
+        while self._waiting or self._sent or self._finishing or self._worker is None:
+            self._settled.clear()
+            await self._settled.wait()
 
     def accept(self, ticket: Ticket) -> None:
         """Take an operation; it is sent once all before it have been."""
@@ -81,29 +99,41 @@ class RunStream:
 
     def skip(self, seq_id: int) -> None:
         """A number was spent on a request that was refused."""
-        self._skipped.add(seq_id)
-        self._release()
+        if self._next is None or seq_id >= self._next:
+            self._skipped.add(seq_id)
+            self._release()
 
     def worker_lost(self) -> None:
         """The worker has died: rebuild the run on the next one."""
+        if self._exposed and self._sent:
+            first = min(self._sent)
+            self._deaths[first] = self._deaths.get(first, 0) + 1
+        self._exposed = False
         self._worker = None
         self._restoring.cancel()
         self._restoring = asyncio.create_task(self._restore())
 
     async def close(self) -> None:
         """Free the run on its worker, behind whatever is under way there."""
-        self._restoring.cancel()
-        if self._gap_timer is not None:
-            self._gap_timer.cancel()
+        await self.stop()
         if self._worker is not None:
             try:
                 await self._worker.execute(UnloadRun(self._run_id))
             except (MintError, WorkerDiedError) as error:
                 logger.info("run %s was not unloaded: %s", self._run_id, error)
 
+    async def stop(self) -> None:
+        """Do nothing more but write the results that have come."""
+        self._restoring.cancel()
+        if self._gap_timer is not None:
+            self._gap_timer.cancel()
+        await self._written()
+
     # --- order ----------------------------------------------------------------------------------------------
 
     def _release(self) -> None:
+        if self._broken is not None:
+            self._fail_all(self._broken)
         if self._worker is None or self._next is None:
             return
         before = self._next
@@ -129,34 +159,31 @@ class RunStream:
     def _give_up_gap(self) -> None:
         self._gap_timer = None
         if self._waiting and self._next is not None:
-            logger.warning(
-                "run %s goes on without operation %d, which never arrived", self._run_id, self._next
-            )
+            logger.warning("run %s goes on without operation %d, which never arrived", self._run_id, self._next)
             self._next = min(self._waiting)
             self._release()
 
     def _refuse_late(self, ticket: Ticket) -> None:
         error = BadRequestError(
-            f"operation {ticket.seq_id} arrived more than {self._gap_seconds:g} s after a later one; the run has gone on",
+            f"operation {ticket.seq_id} arrived more than {self._gap_seconds:g} s after a later one: too late",
             field="seq_id",
         )
         self._finish(ticket, error)
 
     # --- execution ------------------------------------------------------------------------------------------
 
-    def _send(self, ticket: Ticket, worker: Worker) -> None:
-        if self._broken is not None:
-            self._sent.pop(ticket.seq_id, None)
-            self._finish(ticket, self._broken)
-            return
+    def _send(self, ticket: Ticket, worker: Worker) -> asyncio.Future[Result]:
+        self._exposed = True
         self._sent[ticket.seq_id] = ticket
         answer = asyncio.ensure_future(worker.execute(ticket.command))
         answer.add_done_callback(lambda done: self._answered(ticket, done))
+        return answer
 
     def _answered(self, ticket: Ticket, answer: asyncio.Future[Result]) -> None:
         error = answer.exception()
         if isinstance(error, WorkerDiedError):
             return  # nothing is known of it: `worker_lost` sends it again
+        self._deaths.pop(ticket.seq_id, None)
         del self._sent[ticket.seq_id]
         if error is None:
             self._finish(ticket, answer.result())
@@ -166,25 +193,57 @@ class RunStream:
     def _finish(self, ticket: Ticket, outcome: Result | MintError) -> None:
         task = asyncio.ensure_future(ticket.finish(outcome))
         self._finishing.add(task)
-        task.add_done_callback(self._finishing.discard)
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[None]) -> None:
+        self._finishing.discard(task)
+        self._settled.set()
+
+    def _fail_all(self, error: MintError) -> None:
+        for ticket in (*self._sent.values(), *self._waiting.values()):
+            self._finish(ticket, error)
+        self._sent.clear()
+        self._waiting.clear()
+
+    async def _written(self) -> None:
+        """Wait until the results that have come are written. They are, also when this is cancelled."""
+        if self._finishing:
+            await asyncio.wait(self._finishing)
 
     # --- recovery -------------------------------------------------------------------------------------------
 
     async def _restore(self) -> None:
         """Rebuild the run on a worker and go on where the last one stopped."""
+        self._broken = None
         worker = await self._fleet.worker(self._model)
-        # results that arrived before the death belong to the history: let them be written first
-        await asyncio.gather(*self._finishing, return_exceptions=True)
-        history = await self._journal.history(self._run_id)
+        await self._written()  # results that arrived before the death belong to the history
         try:
+            history = await self._journal.history(self._run_id)
             await asyncio.gather(*(worker.execute(command) for command in history.commands))
         except WorkerDiedError:
             return  # `worker_lost` starts over
-        except MintError as error:
-            self._broken = MintError(f"run {self._run_id} could not be restored: {error}")
+        except Exception as error:
             logger.exception("run %s could not be restored", self._run_id)
+            self._broken = MintError(f"run {self._run_id} could not be restored: {error}")
+        else:
+            self._next = max(self._next or 0, history.next_seq_id)
+            if not await self._try_suspects(worker):
+                return
         self._worker = worker
-        self._next = max(self._next or 0, history.next_seq_id)
         for ticket in sorted(self._sent.values(), key=lambda ticket: ticket.seq_id):
-            self._send(ticket, worker)
+            if self._broken is None:
+                self._send(ticket, worker)
         self._release()
+        self._settled.set()
+
+    async def _try_suspects(self, worker: Worker) -> bool:
+        """Send what workers keep dying over by itself; False if this one died too."""
+        while self._sent and (deaths := self._deaths.get(first := min(self._sent), 0)) >= SUSPECT_DEATHS:
+            if deaths >= MAX_DEATHS:
+                self._finish(self._sent.pop(first), given_up())
+                continue
+            async with self._fleet.suspects(self._model):
+                await asyncio.wait([self._send(self._sent[first], worker)])
+            if first in self._sent:
+                return False
+        return True

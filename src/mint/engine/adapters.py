@@ -112,9 +112,7 @@ def save_adapter(adapter: Adapter, directory: Path, base_model: str) -> None:
     (directory / CONFIG_FILE).write_text(text + "\n")
 
 
-def load_adapter(
-    directory: Path, sites: Sequence[LinearSite], device: torch.device
-) -> tuple[AdapterLayout, Tensor]:
+def load_adapter(directory: Path, sites: Sequence[LinearSite], device: torch.device) -> tuple[AdapterLayout, Tensor]:
     """Read what `save_adapter` wrote: its layout and a fresh flat buffer.
 
     Raises:

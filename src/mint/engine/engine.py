@@ -49,9 +49,7 @@ Answer: TypeAlias = tuple[int, Result | MintError]
 class Engine:
     """Everything one worker holds: the base model, its runs, its live samples."""
 
-    def __init__(
-        self, model: CausalLM, info: ModelInfo, config: EngineConfig, token_bytes: list[bytes]
-    ) -> None:
+    def __init__(self, model: CausalLM, info: ModelInfo, config: EngineConfig, token_bytes: list[bytes]) -> None:
         self._scheduler = Scheduler(config.max_batch_tokens)
         self._trainer = Trainer(model, info, config)
         self._generator = Generator(model, config, token_bytes)

@@ -225,9 +225,7 @@ class Generator:
     def _draw(self, sequences: Sequence[SampleState], hidden: Tensor) -> None:
         """Draw one token for each row of (B, E) hidden states and end the sequences that it completes."""
         params = [s.request.command.params for s in sequences]
-        noise = uniform(
-            [p.seed for p in params], [s.index for s in sequences], [len(s.tokens) for s in sequences]
-        )
+        noise = uniform([p.seed for p in params], [s.index for s in sequences], [len(s.tokens) for s in sequences])
         logits = self._model.head.logits(hidden, _segments(sequences))
         tokens, logprobs = (t.tolist() for t in draw(logits, params, noise))
         for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):

@@ -43,9 +43,7 @@ def check_forward_backward(command: ForwardBackward, model: ModelInfo) -> Forwar
     """
     spec = LOSS_SPECS.get(command.loss_fn)
     if spec is None:
-        raise BadRequestError(
-            f"{command.loss_fn!r} is not served; served are {', '.join(LOSS_SPECS)}", field="loss_fn"
-        )
+        raise BadRequestError(f"{command.loss_fn!r} is not served; served are {', '.join(LOSS_SPECS)}", field="loss_fn")
     if not command.data:
         raise BadRequestError("is empty; a pass needs at least one datum", field="data")
     data = tuple(_check_datum(index, datum, spec, model) for index, datum in enumerate(command.data))
@@ -56,9 +54,7 @@ def _check_config(command: ForwardBackward, spec: LossSpec) -> dict[str, float]:
     for name, value in command.loss_config.items():
         if name not in spec.config:
             known = ", ".join(spec.config) or "none"
-            raise BadRequestError(
-                f"{command.loss_fn} has no setting {name!r}; it has {known}", field="loss_fn_config"
-            )
+            raise BadRequestError(f"{command.loss_fn} has no setting {name!r}; it has {known}", field="loss_fn_config")
         if not np.isfinite(value):
             raise BadRequestError(f"must be finite, is {value}", field=f"loss_fn_config.{name}")
     return {**spec.config, **command.loss_config}

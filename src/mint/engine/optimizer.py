@@ -100,9 +100,7 @@ class TrainableAdapter:
                 return
             moments = {name: tensors[name].to(device) for name in MOMENTS}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
-            raise BadRequestError(
-                f"the checkpoint has no optimizer state that can be read: {error}"
-            ) from error
+            raise BadRequestError(f"the checkpoint has no optimizer state that can be read: {error}") from error
         if any(m.shape != self._parameter.shape or m.dtype != torch.float32 for m in moments.values()):
             raise BadRequestError("the checkpoint's optimizer state does not fit its adapter")
         # the fused optimizer wants its step count where the weights are

@@ -22,9 +22,7 @@ UInt64Array = npt.NDArray[np.uint64]
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
-def uniform(
-    seeds: Sequence[int], samples: Sequence[int], positions: Sequence[int]
-) -> npt.NDArray[np.float64]:
+def uniform(seeds: Sequence[int], samples: Sequence[int], positions: Sequence[int]) -> npt.NDArray[np.float64]:
     """A number in [0, 1) for each (seed, sample index, position); 48 bits, float64 (B,)."""
     state = np.array([seed % (1 << 64) for seed in seeds], np.uint64)
     for counter in (samples, positions):
@@ -39,9 +37,7 @@ def _mix(z: UInt64Array) -> UInt64Array:
     return z ^ (z >> np.uint64(31))
 
 
-def draw(
-    logits: Tensor, params: Sequence[SamplingParams], noise: npt.NDArray[np.float64]
-) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, params: Sequence[SamplingParams], noise: npt.NDArray[np.float64]) -> tuple[Tensor, Tensor]:
     """One token per row of float32 (B, V) logits.
 
     Returns:

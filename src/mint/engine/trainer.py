@@ -69,9 +69,7 @@ class Trainer:
         Raises:
             BadRequestError: the checkpoint is damaged or of another base model; the run stays as it was.
         """
-        loaded = TrainableAdapter.load(
-            directory, self._model.sites, self._model.device, with_optimizer=with_optimizer
-        )
+        loaded = TrainableAdapter.load(directory, self._model.sites, self._model.device, with_optimizer=with_optimizer)
         self._runs[run_id] = loaded
         return loaded.adapter.layout.shape
 
@@ -125,9 +123,7 @@ class PassExecution:
         tainted: gradients have begun to flow into the runs' buffers, so the passes cannot be started over.
     """
 
-    def __init__(
-        self, model: CausalLM, passes: Sequence[ForwardBackward], parts: Iterable[Sequence[Item]]
-    ) -> None:
+    def __init__(self, model: CausalLM, passes: Sequence[ForwardBackward], parts: Iterable[Sequence[Item]]) -> None:
         self.passes = passes
         self.tainted = False
         self._model = model

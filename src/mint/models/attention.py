@@ -43,9 +43,7 @@ class PackedCausal:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG002
         """See `AttentionPlan`."""
         # split, not slices: its backward is one concatenation, that of a slice a zero tensor of full size
-        pieces = zip(
-            *(torch.split(t, self._sizes, dim=2) for t in (query, key, value)), self._runs, strict=True
-        )
+        pieces = zip(*(torch.split(t, self._sizes, dim=2) for t in (query, key, value)), self._runs, strict=True)
         outputs = [_equal_lengths(q, k, v, count, scale) for q, k, v, (_, count) in pieces]
         return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
 
@@ -53,9 +51,7 @@ class PackedCausal:
 def _equal_lengths(query: Tensor, key: Tensor, value: Tensor, count: int, scale: float) -> Tensor:
     """`count` sequences of one length, packed along the token axis: attend within each."""
     q, k, v = (_unpack(t, count) for t in (query, key, value))
-    out = scaled_dot_product_attention(
-        q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
-    )
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
     return out.transpose(0, 1).reshape(query.shape)
 
 

@@ -52,9 +52,7 @@ class CausalLM:
             # The base is frozen, so nothing in the graph would ask for gradients and no backward would run.
             embedded.requires_grad_()
         with self._active.use(segments):
-            output = self._decoder(
-                inputs_embeds=embedded, position_ids=positions[None], use_cache=False, plan=plan
-            )
+            output = self._decoder(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, plan=plan)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
 

@@ -27,7 +27,6 @@ LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Rotary embeddings that change with the longest sequence: one request of a batch would change the others."""
 
 PROBE_LENGTHS = (5, 3)
-PROBE_TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.25, torch.float16: 0.05}
 
 
 def locate(location: str) -> Path:
@@ -87,9 +86,7 @@ def _refuse_unsupported(location: str, config: Any) -> None:
     config = config.get_text_config(decoder=True)
     layers = getattr(config, "layer_types", None)
     if layers and set(layers) != {"full_attention"}:
-        raise ModelLoadError(
-            f"{location} has layers of type {sorted(set(layers))}; only full_attention is served"
-        )
+        raise ModelLoadError(f"{location} has layers of type {sorted(set(layers))}; only full_attention is served")
     fields = ["attn_logit_softcapping", "final_logit_softcapping", *([] if layers else ["sliding_window"])]
     for field in fields:
         if getattr(config, field, None):
@@ -106,8 +103,7 @@ def _refuse_different(location: str, model: PreTrainedModel, served: CausalLM) -
     Two short sequences, packed by us and one by one through the model's own forward pass, tell.
     """
     sequences = [
-        torch.arange(1, length + 1, device=served.device) * 1009 % served.config.vocab_size
-        for length in PROBE_LENGTHS
+        torch.arange(1, length + 1, device=served.device) * 1009 % served.config.vocab_size for length in PROBE_LENGTHS
     ]
     model.set_attn_implementation("eager")
     expected = torch.cat([model(input_ids=s[None], use_cache=False).logits[0].float() for s in sequences])
@@ -116,7 +112,7 @@ def _refuse_different(location: str, model: PreTrainedModel, served: CausalLM) -
     hidden = served.hidden_states(torch.cat(sequences), positions, PackedCausal(PROBE_LENGTHS), [])
     ours = served.head.logits(hidden, [])
     difference = float((ours.log_softmax(dim=1) - expected.log_softmax(dim=1)).abs().max())
-    if not difference <= PROBE_TOLERANCE[served.dtype]:
+    if not difference <= (1e-3 if served.dtype == torch.float32 else 0.25):
         raise ModelLoadError(
             f"{location} does something in {type(model).__name__} that is not served: "
             f"log-probabilities would be wrong by {difference:.2g}"

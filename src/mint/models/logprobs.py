@@ -39,9 +39,7 @@ class UnembeddingHead:
         return result
 
 
-def _chunk_logits(
-    hidden: Tensor, linear: nn.Linear, parts: Sequence[LowRankPart]
-) -> tuple[Tensor, list[Tensor]]:
+def _chunk_logits(hidden: Tensor, linear: nn.Linear, parts: Sequence[LowRankPart]) -> tuple[Tensor, list[Tensor]]:
     """Logits of some rows, float32, and each part's (n, r) product."""
     logits = nn.functional.linear(hidden, linear.weight, linear.bias)
     projected = [part.add_forward(hidden, logits) for part in parts]
@@ -63,9 +61,7 @@ def _chunks(rows: int, vocab: int, parts: Sequence[LowRankPart]) -> Iterator[tup
 
 class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, targets: Tensor, linear: nn.Linear, parts: list[LowRankPart]
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, targets: Tensor, linear: nn.Linear, parts: list[LowRankPart]) -> Tensor:
         normalizer = hidden.new_empty(len(hidden), dtype=torch.float32)
         chosen = torch.empty_like(normalizer)
         for rows, inside in _chunks(len(hidden), linear.out_features, parts):

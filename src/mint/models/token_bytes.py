@@ -31,9 +31,7 @@ def token_bytes(tokenizer: Any, vocab_size: int) -> list[bytes]:
             result[index] = bytes(_byte_of()[character] for character in piece)
         elif SENTENCEPIECE_SPACE in decoder or "ByteFallback" in decoder:
             byte = BYTE_TOKEN.fullmatch(piece)
-            result[index] = (
-                bytes([int(byte[1], 16)]) if byte else piece.replace(SENTENCEPIECE_SPACE, " ").encode()
-            )
+            result[index] = bytes([int(byte[1], 16)]) if byte else piece.replace(SENTENCEPIECE_SPACE, " ").encode()
         else:
             result[index] = str(tokenizer.decode([index])).encode()
     return result

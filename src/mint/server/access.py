@@ -33,9 +33,7 @@ def session(connection: Connection, session_id: str, owner: str) -> Session:
     Raises:
         GoneError: it has been finished.
     """
-    found = owned(
-        repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id
-    )
+    found = owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
     if found.finished_at is not None:
         raise GoneError(f"session {session_id} was finished ({found.finish_reason})", field="session_id")
     return found

@@ -15,6 +15,7 @@ from mint.dispatch.dispatcher import Dispatcher
 from mint.dispatch.fleet import Fleet
 from mint.server import errors
 from mint.server.auth import Keys
+from mint.server.body import LimitedBody
 from mint.server.catalog import Catalog
 from mint.server.operations.submit import ServerJournal, resume
 from mint.server.routes import bootstrap, futures, models, operations, samplers, sessions
@@ -30,7 +31,7 @@ PREFIX = "/api/v1"
 def create_app(config: ServerConfig) -> FastAPI:
     """The application for a configuration; it opens its database and starts its workers when it is run.
 
-    `app.state.startup` is the task that loads the models; it fails with `ModelLoadError` if one does not load.
+    `app.state.startup` is the task that loads the models; it fails with `ModelLoadError` if one cannot be.
     """
 
     @asynccontextmanager
@@ -42,11 +43,12 @@ def create_app(config: ServerConfig) -> FastAPI:
             yield
         finally:
             app.state.startup.cancel()
-            await services.dispatcher.close()
             await services.fleet.close()
+            await services.dispatcher.close()
             services.database.close()
 
     app = FastAPI(title="MinT", version=version("mint"), lifespan=lifespan)
+    app.add_middleware(LimitedBody, max_bytes=config.max_body_bytes)
     errors.install(app)
     for module in (bootstrap, sessions, models, operations, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
@@ -54,9 +56,7 @@ def create_app(config: ServerConfig) -> FastAPI:
 
 
 def _build(config: ServerConfig) -> Services:
-    database = (
-        Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
-    )
+    database = Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
     fleet = Fleet(config.models, config.engine)
     catalog = Catalog(config, fleet)
     return Services(
@@ -76,4 +76,4 @@ async def _start(services: Services) -> None:
     count = await resume(services)
     if count:
         logger.info("%d unfinished operations were queued again", count)
-    services.started = True
+    services.started.set()

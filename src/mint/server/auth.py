@@ -41,7 +41,7 @@ class Keys:
             secret = secret_of(key)
             if secret is None:
                 raise MintError(
-                    "an API key must read sk-SECRET or tml-SECRET; SECRET has 8 or more letters, digits, _ . or -"
+                    "an API key must read sk-SECRET or tml-SECRET, SECRET being 8 or more of A–Z a–z 0–9 _ . -"
                 )
             self._digests.append(_digest(secret))
 
@@ -52,11 +52,10 @@ class Keys:
             AuthenticationError: no key, or one that this server does not know.
         """
         if not key:
-            raise AuthenticationError(
-                "no API key; send it in the header X-API-Key, or as Authorization: Bearer"
-            )
+            raise AuthenticationError("no API key; send it in the header X-API-Key, or as Authorization: Bearer")
         digest = _digest(secret_of(key) or "")
-        if not any([hmac.compare_digest(digest, known) for known in self._digests]):
+        matches = [hmac.compare_digest(digest, known) for known in self._digests]  # all: takes equal time
+        if True not in matches:
             raise AuthenticationError("this server does not know the API key that was sent")
         return f"key-{digest[:16]}"
 

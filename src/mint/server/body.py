@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 from fastapi import Request
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mint.errors import TooLargeError
 from mint.wire.passes import decompress
+
+
+class LimitedBody:
+    """ASGI middleware: whatever reads a body, reads no more than `max_bytes` of it."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self._app = app
+        self._max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """See ASGI."""
+        size = 0
+
+        async def receive_some() -> Message:
+            nonlocal size
+            message = await receive()
+            size += len(message.get("body", b""))
+            if size > self._max_bytes:
+                # the one kind of exception that FastAPI lets through while it reads a body
+                raise HTTPException(413, f"body: is larger than {self._max_bytes} bytes")
+            return message
+
+        await self._app(scope, receive_some if scope["type"] == "http" else receive, send)
 
 
 async def read_body(request: Request, max_bytes: int) -> tuple[bytes, str]:
     """The body and its content type, without parameters.
 
     Raises:
-        TooLargeError: it is larger than `max_bytes`, before or after decompression.
+        TooLargeError: it is larger than `max_bytes` after decompression.
         BadRequestError: it is not encoded as its header says.
     """
-    pieces, size = [], 0
-    async for piece in request.stream():
-        size += len(piece)
-        if size > max_bytes:
-            raise TooLargeError(f"is larger than {max_bytes} bytes", field="body")
-        pieces.append(piece)
-    body = decompress(b"".join(pieces), request.headers.get("content-encoding"), max_bytes)
+    body = decompress(await request.body(), request.headers.get("content-encoding"), max_bytes)
     return body, request.headers.get("content-type", "").partition(";")[0].strip().lower()

@@ -36,9 +36,7 @@ async def _validation_error(_request: Request, error: Exception) -> JSONResponse
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
-    return JSONResponse(
-        {"detail": f"{field}: {first['msg']}", "type": "InvalidBodyError", "field": field}, 422
-    )
+    return JSONResponse({"detail": f"{field}: {first['msg']}", "type": "InvalidBodyError", "field": field}, 422)
 
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import asyncio
+from dataclasses import dataclass, field
 
 from mint.config import ServerConfig
 from mint.dispatch.dispatcher import Dispatcher
@@ -18,7 +19,7 @@ class Services:
     """The parts of a running server.
 
     Attributes:
-        started: every model is loaded and unfinished operations of the last process are queued again.
+        started: set once every model is loaded and unfinished operations of the last process are queued again.
     """
 
     config: ServerConfig
@@ -28,4 +29,4 @@ class Services:
     catalog: Catalog
     keys: Keys
     waiters: Waiters
-    started: bool = False
+    started: asyncio.Event = field(default_factory=asyncio.Event)

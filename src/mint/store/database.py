@@ -1,8 +1,7 @@
 """The database: one writer thread, short transactions, migrations at start.
 
 All access goes through `transaction`, which runs a function of a connection on the database's own thread. One
-thread is all that SQLite lets write, and it keeps the event loop free. A transaction that raises leaves nothing
-behind.
+thread is all that SQLite lets write, and it keeps the event loop free. A transaction that raises leaves nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ T = TypeVar("T")
 
 PRAGMAS = (
     "journal_mode=WAL",
-    # With WAL, NORMAL survives the death of the process at any moment; a loss of power may cost a few transactions.
+    # With WAL, NORMAL survives the death of the process at any moment, but a loss of power not always.
     "synchronous=NORMAL",
     "foreign_keys=ON",
     "busy_timeout=10000",

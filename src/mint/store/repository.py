@@ -39,9 +39,7 @@ def find(connection: Connection, kind: type[R], **values: object) -> R | None:
 
 def touch_session(connection: Connection, session_id: str) -> None:
     """Note that the session's client lives."""
-    connection.execute(
-        update(sessions).where(sessions.c.session_id == session_id).values(last_heartbeat=time())
-    )
+    connection.execute(update(sessions).where(sessions.c.session_id == session_id).values(last_heartbeat=time()))
 
 
 def finish_session(connection: Connection, session_id: str, reason: str, detail: str | None) -> bool:
@@ -60,9 +58,9 @@ def run_ids_of_session(connection: Connection, session_id: str) -> list[str]:
 
 
 def put_checkpoint(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = False) -> bool:
-    """Add a checkpoint; False if its path is taken and `overwrite` is not asked for."""
+    """Add a checkpoint; False if its path is taken and `overwrite` is not asked for. An expired one takes no path."""
     if checkpoint.path is not None and (old := find(connection, Checkpoint, path=checkpoint.path)):
-        if not overwrite:
+        if not overwrite and live_checkpoint(connection, checkpoint.path) is not None:
             return False
         # the files stay as long as a sampler may read them
         replace_path = update(checkpoints).where(checkpoints.c.checkpoint_id == old.checkpoint_id)

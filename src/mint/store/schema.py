@@ -184,9 +184,8 @@ class Operation:
     """One journaled request and, once there is one, its result.
 
     `stream` and `seq_id` are the client's own numbering (a run, or a sampling session) and identify a retry;
-    `payload` is the request body as it came, `payload_type` its content type. `facts` is what the request referred
-    to when it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has
-    changed.
+    `payload` is the request body as it came, `payload_type` its content type. `facts` is what it referred to when
+    it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has changed.
     """
 
     request_id: str

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,10 +16,14 @@ from google.protobuf.message import DecodeError
 
 from mint.errors import BadRequestError, TooLargeError
 from mint.wire import messages_pb2 as pb
-from mint.wire.tensors import Array, batched_tensor, decode_json_tensor, decode_tensor
+from mint.wire.tensors import Array, batched_tensor, decode_json_tensor, decode_tensor, numbers
+
+T = TypeVar("T")
 
 PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
+SLICE = 1 << 12
+"""Bytes decompressed at once, which bounds what a small body can blow up to before it is stopped."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,26 @@ def decompress(body: bytes, encoding: str | None, max_bytes: int) -> bytes:
     if encoding != "zstd":
         raise BadRequestError(f"is {encoding!r}; zstd is accepted", field="Content-Encoding")
     try:
-        content: bytes = zstandard.ZstdDecompressor().stream_reader(body).read(max_bytes + 1)
+        frame = zstandard.ZstdDecompressor().decompressobj()
+        content = b"".join(_bounded(map(frame.decompress, _slices(body)), max_bytes))
     except zstandard.ZstdError as error:
         raise BadRequestError(f"is no zstd frame: {error}", field="body") from None
-    if len(content) > max_bytes:
-        raise TooLargeError(f"decompresses to more than {max_bytes} bytes", field="body")
+    if not frame.eof or frame.unused_data:
+        raise BadRequestError("is not one whole zstd frame", field="body")
     return content
+
+
+def _slices(body: bytes) -> Iterator[bytes]:
+    return (body[start : start + SLICE] for start in range(0, len(body), SLICE))
+
+
+def _bounded(pieces: Iterable[bytes], max_bytes: int) -> Iterator[bytes]:
+    size = 0
+    for piece in pieces:
+        size += len(piece)
+        if size > max_bytes:
+            raise TooLargeError(f"decompresses to more than {max_bytes} bytes", field="body")
+        yield piece
 
 
 def decode_pass(body: bytes, content_type: str) -> PassRequest:
@@ -82,38 +101,48 @@ def _from_protobuf(body: bytes) -> PassRequest:
         message = pb.ForwardBackwardRequest.FromString(body)
     except DecodeError as error:
         raise BadRequestError(f"is no ForwardBackwardRequest: {error}", field="body") from None
+    if message.seq_id < 1:
+        raise BadRequestError("must be a whole number from 1 on", field="seq_id")
     config: dict[str, float | str] = dict(message.loss_fn_config)
     for name, value in message.loss_fn_config_v2.items():
         config[name] = value.text if value.WhichOneof("value") == "text" else value.number
     return PassRequest(
         model_id=message.model_id,
         seq_id=message.seq_id,
-        data=(_datum_from_protobuf(index, datum) for index, datum in enumerate(message.data)),
+        data=_decode_all(_datum_from_protobuf, message.data),
         loss_fn=message.loss_fn,
         loss_config=config,
         forward_only=message.forward_only,
     )
 
 
-def _datum_from_protobuf(index: int, message: pb.Datum) -> PassDatum:
-    where = f"data[{index}]"
+def _decode_all(decode: Callable[[T, str], PassDatum], data: Iterable[T]) -> Iterator[PassDatum]:
+    """Decode datum after datum; an error tells whose it is."""
+    for index, datum in enumerate(data):
+        try:
+            yield decode(datum, f"data[{index}]")
+        except BadRequestError as error:
+            error.datum = index
+            raise
+
+
+def _datum_from_protobuf(message: pb.Datum, where: str) -> PassDatum:
     pieces = []
     for place, chunk in enumerate(message.model_input):
         kind = chunk.WhichOneof("chunk")
         path = f"{where}.model_input.chunks[{place}]"
         if kind != "encoded_text":
-            raise BadRequestError(
-                f"is {kind or 'empty'}; this server takes text only", field=path, datum=index
-            )
+            raise BadRequestError(f"is {kind or 'empty'}; this server takes text only", field=path)
         data = chunk.encoded_text.tokens
         if not data or len(data) % 4:
-            raise BadRequestError(f"has {len(data)} bytes of int32 tokens", field=path, datum=index)
+            raise BadRequestError(f"has {len(data)} bytes; it needs tokens of 4 bytes, at least one", field=path)
         pieces.append(np.frombuffer(data, "<i4"))
+    tokens = _concatenate(pieces)
     inputs = {
-        name: decode_tensor(tensor, f"{where}.loss_fn_inputs.{name}")
+        name: decode_tensor(tensor, f"{where}.loss_fn_inputs.{name}", rows=len(tokens))
         for name, tensor in message.loss_fn_inputs.items()
     }
-    return PassDatum(_concatenate(pieces), inputs)
+    return PassDatum(tokens, inputs)
 
 
 def _from_json(body: bytes) -> PassRequest:
@@ -134,26 +163,25 @@ def _from_json(body: bytes) -> PassRequest:
         for key, value in _object(content.get("loss_fn_config") or {}, f"{name}.loss_fn_config").items()
     }
     seq_id = document.get("seq_id")
-    if not isinstance(seq_id, int) or isinstance(seq_id, bool) or not 0 <= seq_id < 1 << 63:
-        raise BadRequestError("must be a whole number from 0 on", field="seq_id")
+    if not isinstance(seq_id, int) or isinstance(seq_id, bool) or not 1 <= seq_id < 1 << 63:
+        raise BadRequestError("must be a whole number from 1 on", field="seq_id")
     return PassRequest(
         model_id=str(document.get("model_id")),
         seq_id=seq_id,
-        data=(_datum_from_json(index, datum) for index, datum in enumerate(data)),
+        data=_decode_all(_datum_from_json, data),
         loss_fn=str(content.get("loss_fn")),
         loss_config=config,
         forward_only=forward_only,
     )
 
 
-def _datum_from_json(index: int, value: object) -> PassDatum:
-    where = f"data[{index}]"
+def _datum_from_json(value: object, where: str) -> PassDatum:
     datum = _object(value, where)
     chunks = _object(datum.get("model_input"), f"{where}.model_input").get("chunks")
     if not isinstance(chunks, list):
-        raise BadRequestError("must be a list", field=f"{where}.model_input.chunks", datum=index)
+        raise BadRequestError("must be a list", field=f"{where}.model_input.chunks")
     tokens = [
-        chunk_tokens(_object(chunk, path), path, datum=index)
+        chunk_tokens(_object(chunk, path), path)
         for place, chunk in enumerate(chunks)
         for path in [f"{where}.model_input.chunks[{place}]"]
     ]
@@ -164,23 +192,18 @@ def _datum_from_json(index: int, value: object) -> PassDatum:
     return PassDatum(_concatenate(tokens), inputs)
 
 
-def chunk_tokens(chunk: dict[str, Any], where: str, datum: int | None = None) -> npt.NDArray[np.int32]:
+def chunk_tokens(chunk: dict[str, Any], where: str) -> npt.NDArray[np.int32]:
     """The tokens of a JSON chunk.
 
     Raises:
         BadRequestError: it is no text chunk, or is empty, or an id does not fit 32 bits.
     """
     tokens = chunk.get("tokens")
-    if chunk.get("type") not in (None, "encoded_text") or tokens is None:
-        raise BadRequestError(
-            f"is {chunk.get('type') or sorted(chunk)}; this server takes text only", field=where, datum=datum
-        )
-    try:
-        array = np.asarray(tokens, np.int64)
-    except (ValueError, TypeError, OverflowError):
-        raise BadRequestError("tokens must be whole numbers", field=where, datum=datum) from None
+    if chunk.get("type") not in (None, "encoded_text") or not isinstance(tokens, list):
+        raise BadRequestError(f"is {chunk.get('type') or sorted(chunk)}; this server takes text only", field=where)
+    array = numbers(tokens, np.dtype(np.int64), where)
     if array.ndim != 1 or not len(array) or array.min() < -(1 << 31) or array.max() >= 1 << 31:
-        raise BadRequestError("must have tokens, each a 32-bit number", field=where, datum=datum)
+        raise BadRequestError("must have tokens, at least one, each a 32-bit number", field=where)
     return array.astype(np.int32)
 
 
@@ -207,9 +230,7 @@ def encode_pass_output(logprobs: Sequence[npt.NDArray[np.float32]], metrics: dic
     """A `ForwardBackwardOutput`: the log-probabilities of each datum's targets, and metrics `name:reduction`."""
     record = pb.ArrayRecord(num_datums=len(logprobs))
     record.fields["logprobs"].CopyFrom(batched_tensor(logprobs))
-    output = pb.ForwardBackwardOutput(
-        loss_fn_output_type="ArrayRecord", loss_fn_outputs=[record], metrics=metrics
-    )
+    output = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", loss_fn_outputs=[record], metrics=metrics)
     return output.SerializeToString()
 
 
@@ -219,12 +240,11 @@ def pass_output_as_json(body: bytes) -> dict[str, Any]:
     field = output.loss_fn_outputs[0].fields["logprobs"]
     values = np.frombuffer(field.data, "<f4")
     borders = np.frombuffer(field.offsets, "<i8") // 4
-    pieces = [values[start:stop].tolist() for start, stop in zip(borders[:-1], borders[1:], strict=True)]
+    pieces = [values[start:stop].tolist() for start, stop in pairwise(borders)]
     return {
         "loss_fn_output_type": output.loss_fn_output_type,
         "loss_fn_outputs": [
-            {"logprobs": {"data": finite(piece), "dtype": "float32", "shape": [len(piece)]}}
-            for piece in pieces
+            {"logprobs": {"data": finite(piece), "dtype": "float32", "shape": [len(piece)]}} for piece in pieces
         ],
         "metrics": dict(zip(output.metrics, finite(output.metrics.values()), strict=True)),
     }

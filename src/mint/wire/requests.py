@@ -1,7 +1,7 @@
 """JSON requests of the Tinker protocol.
 
-Unknown fields are ignored, since each SDK version adds some; defaults are the SDK's, since older versions send
-only what the user set. Field names and types are the protocol's, not ours.
+Unknown fields are ignored, since each SDK version adds some; defaults are the SDK's, since older versions
+send only what the user set. Field names and types are the protocol's, not ours.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
-Count = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 SequenceNumber = Annotated[int, Field(ge=0, lt=1 << 63)]
 CheckpointName = Annotated[
     str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.=+-]*$")
 ]
-TtlSeconds = Annotated[int, Field(ge=1)]
+TtlSeconds = Annotated[int, Field(ge=1, le=3660 * 86400)]
+"""Ten years at most, as the protocol has it."""
 
 
 class WireModel(BaseModel):
@@ -107,6 +108,12 @@ class ModelRequest(WireModel):
     model_id: str
 
 
+class NumberedRequest(ModelRequest):
+    """What all operations of a run have in common."""
+
+    seq_id: SequenceNumber
+
+
 class AdamParams(WireModel):
     """Settings of one AdamW step."""
 
@@ -161,6 +168,12 @@ class LoadWeightsRequest(WireModel):
     model_seq_id: Count | None = None
     base_model: str | None = None
     user_metadata: dict[str, Any] | None = None
+    optimizer_config: OptimizerConfig = OptimizerConfig()
+
+    @property
+    def in_place(self) -> bool:
+        """Whether it loads into a run that exists."""
+        return self.model_id is not None and self.seq_id is not None
 
 
 # --- sampling -----------------------------------------------------------------------------------------------

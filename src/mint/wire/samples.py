@@ -23,9 +23,7 @@ def sampled_sequence(
     )
 
 
-def encode_sample(
-    sequences: Sequence[pb.SampledSequence], prompt_logprobs: npt.NDArray[np.float32] | None
-) -> bytes:
+def encode_sample(sequences: Sequence[pb.SampledSequence], prompt_logprobs: npt.NDArray[np.float32] | None) -> bytes:
     """A `SampleResponse`; `prompt_logprobs` has NaN where there is none."""
     response = pb.SampleResponse(sequences=sequences)
     if prompt_logprobs is not None:

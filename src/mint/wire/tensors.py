@@ -14,7 +14,7 @@ from mint.wire import messages_pb2 as pb
 
 Array: TypeAlias = npt.NDArray[Any]
 
-MAX_ELEMENTS = 1 << 28
+MAX_ELEMENTS = 1 << 24
 """Of a tensor sent as CSR, whose dense size its bytes do not bound."""
 
 NUMPY_TYPES: dict[int, np.dtype[Any]] = {
@@ -25,17 +25,19 @@ NUMPY_TYPES: dict[int, np.dtype[Any]] = {
 JSON_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
 
 
-def decode_tensor(message: pb.Tensor, where: str) -> Array:
+def decode_tensor(message: pb.Tensor, where: str, rows: int) -> Array:
     """A protobuf tensor as float32 or int64; one dimension unless its shape says otherwise.
+
+    A sparse one must have `rows` rows, those of its datum: else a short request could ask for all memory.
 
     Raises:
         BadRequestError: the bytes are not what dtype and shape say; `where` is the field it names.
     """
     if message.WhichOneof("encoding") == "sparse_csr":
-        return _narrow(_decode_csr(message, where))
+        return _decode_csr(message, where, rows)
     array = _decode_bytes(message.dense, message.dtype, where)
     shape = tuple(message.shape) or (len(array),)
-    if math.prod(shape) != len(array):
+    if math.prod(shape) != len(array) or min(shape) < 0:
         raise BadRequestError(f"has {len(array)} elements, which do not fill its shape {shape}", field=where)
     return _narrow(array.reshape(shape))
 
@@ -55,15 +57,17 @@ def _frombuffer(data: bytes, dtype: np.dtype[Any], where: str) -> Array:
     return np.frombuffer(data, dtype)
 
 
-def _decode_csr(message: pb.Tensor, where: str) -> Array:
+def _decode_csr(message: pb.Tensor, where: str, rows: int) -> Array:
     """Compressed sparse rows to a dense matrix; entries not listed are 0."""
     csr = message.sparse_csr
     shape = tuple(message.shape)
-    if len(shape) != 2 or math.prod(shape) > MAX_ELEMENTS or min(shape) < 0:
+    if len(shape) != 2 or shape[0] != rows or math.prod(shape) > MAX_ELEMENTS or min(shape) < 0:
         raise BadRequestError(
-            f"is sparse with shape {shape}; it must be a matrix of at most {MAX_ELEMENTS}", field=where
+            f"is sparse with shape {shape}; model_input has {rows} tokens, so it must be ({rows}, K) with at most "
+            f"{MAX_ELEMENTS} elements",
+            field=where,
         )
-    values = _decode_bytes(csr.values, message.dtype, where)
+    values = _narrow(_decode_bytes(csr.values, message.dtype, where))
     starts = _frombuffer(csr.crow_indices, NUMPY_TYPES[pb.DTYPE_INT64], where)
     columns = _frombuffer(csr.col_indices, NUMPY_TYPES[pb.DTYPE_INT64], where)
     counts = np.diff(starts)
@@ -96,14 +100,30 @@ def decode_json_tensor(value: object, where: str) -> Array:
         raise BadRequestError("must be an object with data, dtype and shape", field=where)
     dtype = JSON_TYPES.get(str(value.get("dtype")))
     if dtype is None:
-        raise BadRequestError(
-            f"has dtype {value.get('dtype')!r}; known are {', '.join(JSON_TYPES)}", field=where
-        )
+        raise BadRequestError(f"has dtype {value.get('dtype')!r}; known are {', '.join(JSON_TYPES)}", field=where)
+    array = numbers(value["data"], dtype, where)
     try:
-        array = np.asarray(value["data"], dtype)
         return array.reshape(value["shape"]) if value.get("shape") is not None else array
-    except (ValueError, TypeError, OverflowError) as error:
-        raise BadRequestError(f"cannot be read: {error}", field=where) from None
+    except (ValueError, TypeError, OverflowError):
+        shape = value["shape"]
+        raise BadRequestError(f"has {array.size} elements, which do not fill its shape {shape}", field=where) from None
+
+
+def numbers(values: list[Any], dtype: np.dtype[Any], where: str) -> Array:
+    """A JSON list as an array; nothing is rounded, parsed from text or wrapped around.
+
+    Raises:
+        BadRequestError: it has something else than such numbers.
+    """
+    kinds, expected = ("i", "whole numbers") if dtype.kind == "i" else ("iuf", "numbers")
+    try:
+        array = np.asarray(values)
+    except (ValueError, OverflowError):
+        array = np.empty(1, object)
+    if array.size and array.dtype.kind not in kinds:
+        raise BadRequestError(f"must have {expected} of {dtype.name} only", field=where)
+    with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
+        return array.astype(dtype)
 
 
 def batched_tensor(arrays: Sequence[npt.NDArray[np.float32]]) -> pb.BatchedTensor:

@@ -81,7 +81,8 @@ class Kind(Protocol[R]):
         ...
 
     def record(self, connection: Connection, operation: Operation, request: R) -> None:
-        """Write rows in the transaction that journals the request."""
+        """Write rows in the transaction that journals the request; most kinds have none."""
+        del connection, operation, request
 
     def finish(self, catalog: Catalog, operation: Operation, request: R, result: Result) -> Completion:
         """Turn the worker's result into the answer.

@@ -48,9 +48,7 @@ class AsyncSample(Kind[SampleRequest]):
         return request.sampling_session_id, seq_id
 
     @override
-    def resolve(
-        self, connection: Connection, catalog: Catalog, request: SampleRequest, owner: str
-    ) -> dict[str, Any]:
+    def resolve(self, connection: Connection, catalog: Catalog, request: SampleRequest, owner: str) -> dict[str, Any]:
         sampler = access.sampler(connection, request.sampling_session_id, owner)
         access.session(connection, sampler.session_id, owner)
         return {"model": sampler.base_model, "directory": sampler.directory}
@@ -73,9 +71,7 @@ class AsyncSample(Kind[SampleRequest]):
         )
 
     @override
-    def finish(
-        self, catalog: Catalog, operation: Operation, request: SampleRequest, result: Result
-    ) -> Completion:
+    def finish(self, catalog: Catalog, operation: Operation, request: SampleRequest, result: Result) -> Completion:
         sampled = expect(result, Sampled)
         sequences = [sampled_sequence(s.tokens, s.logprobs, s.stop_reason) for s in sampled.sequences]
         prompt_logprobs = sampled.prompt_logprobs
@@ -97,9 +93,7 @@ def _prompt(request: SampleRequest) -> np.ndarray[tuple[int], np.dtype[np.int32]
     )
 
 
-def _params(
-    params: requests.SamplingParams, model: ModelInfo, prompt: int, request_id: str
-) -> SamplingParams:
+def _params(params: requests.SamplingParams, model: ModelInfo, prompt: int, request_id: str) -> SamplingParams:
     """Engine parameters; the request's id stands in for a missing seed, so that a replay draws the same."""
     room = model.max_context_length - prompt
     max_tokens = params.max_tokens if params.max_tokens is not None else room
@@ -124,9 +118,7 @@ def _params(
     )
 
 
-def _stops(
-    stop: str | list[str] | list[int] | None, model: ModelInfo
-) -> tuple[frozenset[int], tuple[bytes, ...]]:
+def _stops(stop: str | list[str] | list[int] | None, model: ModelInfo) -> tuple[frozenset[int], tuple[bytes, ...]]:
     """Stop ids and stop strings. Absent: the model's end tokens. An empty list: only the length stops."""
     if stop is None:
         return frozenset(model.stop_token_ids), ()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from itertools import count
 from secrets import token_hex
 from time import time
 from typing import Any, TypeVar
@@ -13,16 +14,17 @@ from sqlalchemy import Connection
 
 from mint.dispatch.streams import History, Ticket
 from mint.engine.core import Command, ForwardBackward, Result
-from mint.errors import BadRequestError, MintError
+from mint.errors import BadRequestError, MintError, PermissionDeniedError
 from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind
 from mint.server.operations.sampling import AsyncSample
 from mint.server.operations.training import CreateModel, OptimizerStep, Pass
 from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights
 from mint.server.services import Services
-from mint.store import journal
+from mint.store import journal, repository
 from mint.store.database import Database
-from mint.store.schema import Operation, Status
+from mint.store.schema import Operation, Run, Status
+from mint.wire.numbering import numbering
 from mint.wire.passes import JSON
 
 logger = logging.getLogger(__name__)
@@ -52,6 +54,16 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
     Raises:
         MintError: the request is refused; its sequence number counts as spent.
     """
+    try:
+        return await _accept(services, kind, body, content_type, owner)
+    except MintError as error:
+        if kind.ordered and error.category == "user":
+            run_id, seq_id = numbering(body, content_type)
+            await _spend(services, _refused(kind.name, run_id, seq_id, owner, error))
+        raise
+
+
+async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: str, owner: str) -> Operation:
     request = kind.parse(body, content_type)
     stream, seq_id = kind.stream(request)
     database = services.database
@@ -75,11 +87,8 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
         facts=found,
         created_at=time(),
     )
-    try:
-        command = kind.plan(services.catalog, operation, request)
-    except MintError as error:
-        await _spend(services, kind, operation, error)
-        raise
+    services.catalog.model(found["model"])
+    command = kind.plan(services.catalog, operation, request)
 
     def write(connection: Connection) -> Operation:
         stored = journal.append(connection, operation)
@@ -95,26 +104,46 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
 
 
 def _retry_of(first: Operation, kind: Kind[Any], owner: str) -> Operation:
-    if first.kind != kind.name or first.owner != owner:
+    if first.owner != owner:
+        raise PermissionDeniedError(f"{first.stream} belongs to another API key")
+    if first.kind != kind.name:
         raise BadRequestError(
             f"{first.seq_id} was used before, for {first.kind}; a number names one operation", field="seq_id"
         )
     return first
 
 
-async def _spend(services: Services, kind: Kind[Any], operation: Operation, error: MintError) -> None:
-    """A refused request has used up its number: the run goes on with the next."""
-    if not kind.ordered or operation.seq_id == 0:
+def _refused(kind: str, run_id: str, seq_id: int, owner: str, error: MintError) -> Operation:
+    now = time()
+    return Operation(
+        request_id=f"req-{token_hex(12)}",
+        stream=run_id,
+        seq_id=seq_id,
+        owner=owner,
+        kind=kind,
+        status=Status.FAILED,
+        payload_type="",
+        payload=b"",
+        facts={},
+        created_at=now,
+        result_type=JSON,
+        result=_failure(error),
+        finished_at=now,
+    )
+
+
+async def _spend(services: Services, refused: Operation) -> None:
+    """A refused operation of a run has used up its number: the run goes on with the next."""
+    if refused.seq_id < 1:
         return
-    refused = Operation(**{**vars(operation), "payload": b""})
-    result = _failure(error)
 
-    def write(connection: Connection) -> None:
-        journal.append(connection, refused)
-        journal.finish(connection, refused.request_id, Status.FAILED, JSON, result)
+    def write(connection: Connection) -> bool:
+        run = repository.find(connection, Run, run_id=refused.stream)
+        mine = run is not None and run.owner == refused.owner
+        return mine and journal.append(connection, refused) is refused
 
-    await services.database.transaction(write)
-    services.dispatcher.skip(operation.stream, operation.facts["model"], operation.seq_id)
+    if await services.database.transaction(write):
+        services.dispatcher.skip(refused.stream, refused.seq_id)
 
 
 def _dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Command) -> None:
@@ -132,18 +161,17 @@ async def _finish(
     services: Services, kind: Kind[R], operation: Operation, request: R, outcome: Result | MintError
 ) -> None:
     """Write the result down, then wake whoever waits for it."""
-    try:
-        if isinstance(outcome, MintError):
-            raise outcome
-        await _write(
-            services, operation, Status.DONE, kind.finish(services.catalog, operation, request, outcome)
-        )
-    except MintError as error:
-        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
-    except Exception:
-        logger.exception("operation %s could not be finished", operation.request_id)
-        error = MintError("the result could not be written; see the server's log")
-        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
+    if not isinstance(outcome, MintError):
+        try:
+            completion = kind.finish(services.catalog, operation, request, outcome)
+            await _write(services, operation, Status.DONE, completion)
+        except MintError as error:
+            outcome = error
+        except Exception:
+            logger.exception("operation %s could not be finished", operation.request_id)
+            outcome = MintError("the result could not be written; see the server's log")
+    if isinstance(outcome, MintError):
+        await _write(services, operation, Status.FAILED, Completion(_failure(outcome)))
     services.waiters.wake(operation.request_id)
 
 
@@ -173,6 +201,7 @@ async def resume(services: Services) -> int:
             command = kind.plan(services.catalog, operation, request)
         except MintError as error:
             await _finish(services, kind, operation, request, error)
+            services.dispatcher.skip(operation.stream, operation.seq_id)
         else:
             _dispatch(services, kind, operation, request, command)
     return len(unfinished)
@@ -192,7 +221,9 @@ class ServerJournal:
         """See `mint.dispatch.streams.Journal`."""
         finished = await self._database.transaction(lambda c: journal.finished(c, run_id))
         done = {operation.seq_id for operation in finished}
-        next_seq_id = next(number for number in range(len(done) + 1) if number not in done)
+        # what lies below an executed operation and is not here never arrived, and was waited for long enough
+        executed = max((o.seq_id for o in finished if o.status == Status.DONE), default=-1)
+        next_seq_id = next(number for number in count(executed + 1) if number not in done)
         return History(next_seq_id, tuple(self._commands(finished)))
 
     def _commands(self, finished: Iterable[Operation]) -> Iterable[Command]:

@@ -28,12 +28,22 @@ from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.store import repository
 from mint.store.schema import Operation, Run
 from mint.wire.passes import PROTOBUF, PassRequest, decode_pass, encode_pass_output
-from mint.wire.requests import CreateModelRequest, OptimStepRequest
+from mint.wire.requests import CreateModelRequest, OptimizerConfig, OptimStepRequest
 
 
 def run_id_of(session_id: str, model_seq_id: int) -> str:
     """The id that clients compute for themselves: it must be exactly this."""
     return f"{session_id}:train:{model_seq_id}"
+
+
+def refuse_optimizer(config: OptimizerConfig) -> None:
+    """There is one optimizer.
+
+    Raises:
+        BadRequestError: the request asks for another.
+    """
+    if config.type != "adamw":
+        raise BadRequestError(f"{config.type!r} is not served; served is adamw", field="optimizer_config.type")
 
 
 class CreateModel(Kind[CreateModelRequest]):
@@ -67,11 +77,7 @@ class CreateModel(Kind[CreateModelRequest]):
                 "trains nothing: all of train_attn, train_mlp and train_unembed are false",
                 field="lora_config",
             )
-        if request.optimizer_config.type != "adamw":
-            raise BadRequestError(
-                f"{request.optimizer_config.type!r} is not served; served is adamw",
-                field="optimizer_config.type",
-            )
+        refuse_optimizer(request.optimizer_config)
         if request.rollout_correction_config is not None:
             raise BadRequestError("is not served yet", field="rollout_correction_config")
         stream, _ = self.stream(request)
@@ -110,9 +116,7 @@ class CreateModel(Kind[CreateModelRequest]):
         repository.insert(connection, run)
 
     @override
-    def finish(
-        self, catalog: Catalog, operation: Operation, request: CreateModelRequest, result: Result
-    ) -> Completion:
+    def finish(self, catalog: Catalog, operation: Operation, request: CreateModelRequest, result: Result) -> Completion:
         return Completion.json({"model_id": operation.stream, "type": "create_model"})
 
 
@@ -137,9 +141,7 @@ class Pass(Kind[PassRequest]):
         return request.model_id, request.seq_id
 
     @override
-    def resolve(
-        self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str
-    ) -> dict[str, Any]:
+    def resolve(self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str) -> dict[str, Any]:
         return {"model": access.run(connection, request.model_id, owner).base_model}
 
     @override
@@ -157,9 +159,7 @@ class Pass(Kind[PassRequest]):
         return check_forward_backward(command, catalog.model(operation.facts["model"]))
 
     @override
-    def finish(
-        self, catalog: Catalog, operation: Operation, request: PassRequest, result: Result
-    ) -> Completion:
+    def finish(self, catalog: Catalog, operation: Operation, request: PassRequest, result: Result) -> Completion:
         passed = expect(result, Passed)
         return Completion(encode_pass_output(passed.logprobs, passed.metrics), PROTOBUF)
 
@@ -194,7 +194,5 @@ class OptimizerStep(Kind[OptimStepRequest]):
         return OptimStep(request.model_id, AdamParams(**params))
 
     @override
-    def finish(
-        self, catalog: Catalog, operation: Operation, request: OptimStepRequest, result: Result
-    ) -> Completion:
+    def finish(self, catalog: Catalog, operation: Operation, request: OptimStepRequest, result: Result) -> Completion:
         return Completion.json({"metrics": expect(result, Stepped).metrics})

@@ -1,7 +1,7 @@
 """Operations that save and load: save_weights, save_weights_for_sampler, load_weights.
 
-The worker writes into a staging folder. When it is done the folder is renamed to its final name, which no
-other checkpoint ever has, and the row that makes it visible is committed together with the operation's result.
+The worker writes into a staging folder. When it is done, the folder gets its final name, which no other
+checkpoint ever has, and the row that makes it visible is committed together with the operation's result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from mint.errors import BadRequestError, NotFoundError
 from mint.server import access
 from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
-from mint.server.operations.training import run_id_of
+from mint.server.operations.training import refuse_optimizer, run_id_of
 from mint.store import repository
 from mint.store.schema import Checkpoint, Operation, Run, Sampler
 from mint.wire.paths import CheckpointPath, Segment
@@ -47,8 +47,11 @@ def _staging_folder(catalog: Catalog, operation: Operation) -> Path:
 def _commit_folder(catalog: Catalog, operation: Operation) -> None:
     """Give the written folder its final name, for good."""
     final = _final_folder(catalog, operation)
-    if not final.exists():
-        final.with_suffix(".staged").rename(final)
+    staged = final.with_suffix(".staged")
+    if final.exists():  # the last process of this server was killed between this and the commit
+        rmtree(staged)
+    else:
+        staged.rename(final)
     descriptor = os.open(final.parent, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -120,15 +123,11 @@ class SaveWeights(Kind[SaveWeightsRequest]):
         return SaveState(request.model_id, _staging_folder(catalog, operation))
 
     @override
-    def finish(
-        self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest, result: Result
-    ) -> Completion:
+    def finish(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest, result: Result) -> Completion:
         path = str(CheckpointPath(request.model_id, self.segment, request.path))
         checkpoint = _checkpoint(operation, request, path, result)
         _commit_folder(catalog, operation)
-        return Completion.json(
-            {"path": path, "type": "save_weights"}, _put(checkpoint, overwrite=request.overwrite)
-        )
+        return Completion.json({"path": path, "type": "save_weights"}, _put(checkpoint, overwrite=request.overwrite))
 
 
 class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
@@ -166,9 +165,7 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
         return {**_run_facts(run), "session_id": run.session_id}
 
     @override
-    def plan(
-        self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest
-    ) -> ExportRevision:
+    def plan(self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest) -> ExportRevision:
         folder = _staging_folder(catalog, operation)
         return ExportRevision(request.model_id, folder, key=operation.request_id)
 
@@ -186,7 +183,8 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
 
         def effect(connection: Connection) -> None:
             _put(checkpoint, overwrite=False)(connection)
-            repository.put_sampler(connection, sampler)
+            if repository.put_sampler(connection, sampler).directory != sampler.directory:
+                raise BadRequestError(f"{sampler.sampler_id} exists already", field="sampling_session_seq_id")
 
         return Completion.json({"sampling_session_id": sampler.sampler_id}, effect)
 
@@ -219,12 +217,9 @@ class LoadWeights(Kind[LoadWeightsRequest]):
     @override
     def parse(self, body: bytes, content_type: str) -> LoadWeightsRequest:
         request = parse_json(LoadWeightsRequest, body)
-        in_place = request.model_id is not None and request.seq_id is not None
         as_new = request.session_id is not None and request.model_seq_id is not None
-        if in_place == as_new:
-            raise BadRequestError(
-                "give either model_id and seq_id, or session_id and model_seq_id", field="body"
-            )
+        if request.in_place == as_new:
+            raise BadRequestError("give either model_id and seq_id, or session_id and model_seq_id", field="body")
         return request
 
     @override
@@ -242,16 +237,15 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         path = CheckpointPath.parse(request.path, "path")
         checkpoint = access.checkpoint(connection, str(path), owner, "path")
         if request.optimizer and path.segment != "weights":
-            raise BadRequestError(
-                f"{path} holds weights for sampling only, without optimizer state", field="optimizer"
-            )
+            raise BadRequestError(f"{path} holds weights for sampling only, without optimizer state", field="optimizer")
         facts = {
             "model": checkpoint.base_model,
             "directory": checkpoint.directory,
             **{name: getattr(checkpoint, name) for name in SHAPE_FIELDS},
         }
-        if request.model_id is not None:
-            _refuse_misfit(access.run(connection, request.model_id, owner), checkpoint)
+        run_id, _ = self.stream(request)
+        if request.in_place:
+            _refuse_misfit(access.run(connection, run_id, owner), checkpoint)
             return facts
         assert request.session_id is not None
         access.session(connection, request.session_id, owner)
@@ -260,23 +254,22 @@ class LoadWeights(Kind[LoadWeightsRequest]):
                 f"is {request.base_model!r}, but {path} was trained on {checkpoint.base_model!r}",
                 field="base_model",
             )
-        catalog.model(checkpoint.base_model)
+        refuse_optimizer(request.optimizer_config)
         return facts
 
     @override
-    def plan(
-        self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest
-    ) -> LoadState | RestoreRun:
+    def plan(self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest) -> LoadState | RestoreRun:
         directory = catalog.checkpoint_dir / operation.facts["directory"]
         if not directory.is_dir():
             raise NotFoundError(f"the files of {request.path} are gone", field="path")
-        command = LoadState if request.model_id is not None else RestoreRun
+        command = LoadState if request.in_place else RestoreRun
         return command(operation.stream, directory, request.optimizer)
 
     @override
     def record(self, connection: Connection, operation: Operation, request: LoadWeightsRequest) -> None:
-        if request.session_id is None:
+        if request.in_place:
             return
+        assert request.session_id is not None
         facts = operation.facts
         run = Run(
             run_id=operation.stream,
@@ -291,9 +284,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         repository.insert(connection, run)
 
     @override
-    def finish(
-        self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest, result: Result
-    ) -> Completion:
+    def finish(self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest, result: Result) -> Completion:
         return Completion.json({"path": request.path, "model_id": operation.stream, "type": "load_weights"})
 
 

@@ -16,7 +16,7 @@ router = APIRouter(tags=["bootstrap"])
 @router.get("/healthz")
 async def healthz(services: AnyTime) -> JSONResponse:
     """200 once every model is loaded and has a worker; 503 before, and while a worker starts again."""
-    if services.started and services.fleet.ready:
+    if services.started.is_set() and services.fleet.ready:
         return JSONResponse({"status": "ok"})
     return JSONResponse({"status": "starting", "detail": "models are being loaded"}, 503)
 

@@ -22,9 +22,7 @@ router = APIRouter(tags=["futures"])
 
 
 @router.post("/retrieve_future")
-async def retrieve_future(
-    request: RetrieveFutureRequest, http: Request, services: Ready, owner: Owner
-) -> Response:
+async def retrieve_future(request: RetrieveFutureRequest, http: Request, services: Ready, owner: Owner) -> Response:
     """The result, or 408 after a while without one: then ask again. A result can be fetched repeatedly."""
 
     def look(connection: Connection) -> Operation:

@@ -34,7 +34,7 @@ def _documented(model: type[BaseModel]) -> dict[str, Any]:
 PASS_BODY = {
     "requestBody": {
         "required": True,
-        "description": "A ForwardBackwardRequest of messages.proto, or zstd of it; or the JSON of older SDKs.",
+        "description": "A ForwardBackwardRequest of messages.proto, or the JSON of older SDKs; zstd or plain.",
         "content": {
             PROTOBUF: {"schema": {"type": "string", "format": "binary"}},
             JSON: {"schema": {"type": "object"}},

@@ -18,9 +18,7 @@ router = APIRouter(tags=["sessions"])
 
 
 @router.post("/create_session")
-async def create_session(
-    request: CreateSessionRequest, http: Request, services: Ready, owner: Owner
-) -> dict[str, str]:
+async def create_session(request: CreateSessionRequest, http: Request, services: Ready, owner: Owner) -> dict[str, str]:
     """Open a session. A retry, told by the SDK's idempotency key, gets the same one."""
     session = Session(
         session_id=f"session-{token_hex(8)}",
@@ -51,18 +49,14 @@ async def heartbeat(request: HeartbeatRequest, services: Ready, owner: Owner) ->
 
 
 @router.post("/sessions/{session_id}/finish", status_code=204)
-async def finish_session(
-    session_id: str, request: FinishSessionRequest, services: Ready, owner: Owner
-) -> Response:
+async def finish_session(session_id: str, request: FinishSessionRequest, services: Ready, owner: Owner) -> Response:
     """The client is done: its runs leave the engine. The first reason stands."""
 
     def finish(connection: Connection) -> list[str]:
-        access.owned(
-            repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id
-        )
+        access.owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
         repository.finish_session(connection, session_id, request.reason.type, request.detail)
         return repository.run_ids_of_session(connection, session_id)
 
     for run_id in await services.database.transaction(finish):
-        await services.dispatcher.unload(run_id)
+        services.dispatcher.unload(run_id)
     return Response(status_code=204)
