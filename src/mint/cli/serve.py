@@ -3,45 +3,53 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import ipaddress
 import logging
 import os
+import signal
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
+import click
 import typer
+import uvloop
 from rich.console import Console
+from rich.text import Text
 
 from mint.config import DEFAULT_DATA_DIR, DEFAULT_PORT, ModelSource, ServerConfig
+from mint.errors import MintError
 from mint.tiny import NAME, model_path
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def serve(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[
-        int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)
-    ] = DEFAULT_PORT,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)] = DEFAULT_PORT,
     data_dir: Annotated[Path, typer.Option(help="Database and checkpoints.")] = DEFAULT_DATA_DIR,
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. [default: {NAME}]"
-        ),
+        typer.Option(help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. [default: {NAME}]"),
     ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help="A key that clients may use; repeatable. One is made on loopback."),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="debug, info, warning or error.")] = "warning",
+    log_level: Annotated[str, typer.Option(help="What is logged.", click_type=click.Choice(LOG_LEVELS))] = "warning",
 ) -> None:
     """Serve base models: train and sample LoRA adapters on them over HTTP."""
+    from mint.server.auth import Keys  # noqa: PLC0415
+
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
     folder = data_dir.expanduser().resolve()
     keys = tuple(api_key or ())
@@ -49,22 +57,26 @@ def serve(
         _stop(f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        listener = _listen(host, port)
-        keys = keys or (_local_key(folder),)
-    except OSError as error:
+        with _owned(folder):
+            listener = _listen(host, port)
+            keys = keys or (_local_key(folder),)
+            Keys(keys)
+            config = ServerConfig(
+                data_dir=folder,
+                models=_sources(model or [NAME]),
+                api_keys=keys,
+                host=host,
+                port=listener.getsockname()[1],
+            )
+            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+                code = runner.run(_run(config, listener, made_key=not api_key))
+    except (OSError, MintError) as error:
         _stop(str(error))
-    config = ServerConfig(
-        data_dir=folder,
-        models=_sources(model or [NAME]),
-        api_keys=keys,
-        host=host,
-        port=listener.getsockname()[1],
-    )
-    raise typer.Exit(asyncio.run(_run(config, listener, made_key=not api_key)))
+    raise typer.Exit(code)
 
 
-def _stop(message: str) -> None:
-    console.print(f"[red]mint serve:[/red] {message}")
+def _stop(message: str) -> NoReturn:
+    console.print("[red]mint serve:[/red]", Text(message))
     raise typer.Exit(1)
 
 
@@ -101,10 +113,23 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.listen(1024)
     except OSError as error:
         listener.close()
-        raise OSError(
-            f"cannot listen on {host}, port {port}: {error.strerror}; choose another with --port"
-        ) from None
+        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another with --port") from None
     return listener
+
+
+@contextmanager
+def _owned(data_dir: Path) -> Iterator[None]:
+    """Keep other servers off the folder: two would both carry out what is in its journal.
+
+    Raises:
+        OSError: another process has it.
+    """
+    with (data_dir / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise OSError(f"{data_dir} is in use by another `mint serve`; choose another with --data-dir") from None
+        yield
 
 
 def _local_key(data_dir: Path) -> str:
@@ -113,56 +138,63 @@ def _local_key(data_dir: Path) -> str:
 
     path = data_dir / "local_key"
     if not path.exists():
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
+        written = path.with_suffix(".new")
+        with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(generate_key())
+        written.replace(path)
     return path.read_text().strip()
 
 
 async def _run(config: ServerConfig, listener: socket.socket, *, made_key: bool) -> int:
-    """Serve until a signal; the exit code."""
+    """Serve until a signal; the exit code.
+
+    Raises:
+        MintError: a model does not load.
+    """
     import uvicorn  # noqa: PLC0415
 
-    from mint.errors import MintError  # noqa: PLC0415
     from mint.server.app import create_app  # noqa: PLC0415
 
     started = perf_counter()
     app = create_app(config)
-    server = uvicorn.Server(
-        uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3)
-    )
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))
+    # uvicorn repeats the signal that it was stopped by to whoever handled it before
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: None)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         with console.status(f"loading {', '.join(source.name for source in config.models)} …"):
-            await _startup(app, serving)
-        if not serving.done():
+            ready = await _startup(app, serving)
+        if ready:
             _announce(config, perf_counter() - started, made_key=made_key)
         await serving
-    except MintError as error:
-        console.print(f"[red]mint serve:[/red] {error}")
-        server.should_exit = True
-        await serving
-        return 1
     finally:
         _forget(config)
-    console.print("mint serve: stopped; runs and checkpoints are kept in", str(config.data_dir))
+        server.should_exit = True
+        await serving
+    if not server.started:
+        console.print("[red]mint serve:[/red] did not start; the log above says why")
+        return 1
+    console.print("mint serve: stopped; runs and checkpoints are kept in", Text(str(config.data_dir)))
     return 0
 
 
-async def _startup(app: FastAPI, serving: asyncio.Task[None]) -> None:
-    """Wait until the models are loaded or the server is told to stop.
+async def _startup(app: FastAPI, serving: asyncio.Task[None]) -> bool:
+    """Wait until the models are loaded; False if the server is told to stop before.
 
     Raises:
         MintError: a model does not load.
     """
     while not hasattr(app.state, "startup"):
         if serving.done():
-            return
+            return False
         await asyncio.sleep(0.01)
     startup: asyncio.Task[None] = app.state.startup
     await asyncio.wait({startup, serving}, return_when=asyncio.FIRST_COMPLETED)
-    if startup.done() and not startup.cancelled():
-        startup.result()
+    if not startup.done() or startup.cancelled():
+        return False
+    startup.result()
+    return True
 
 
 def _announce(config: ServerConfig, seconds: float, *, made_key: bool) -> None:
@@ -170,14 +202,10 @@ def _announce(config: ServerConfig, seconds: float, *, made_key: bool) -> None:
     from mint.client import credentials  # noqa: PLC0415
 
     url = _url(config)
-    console.print(
-        f"MinT serves {', '.join(s.name for s in config.models)} at {url} (ready in {seconds:.1f} s)"
-    )
+    console.print(f"MinT serves {', '.join(s.name for s in config.models)} at {url} (ready in {seconds:.1f} s)")
     console.print(f"data in {config.data_dir}; stop with Ctrl-C")
     if not made_key:
-        console.print(
-            f"\n  export MINT_BASE_URL={url}\n  export MINT_API_KEY=…      # one of the keys you gave"
-        )
+        console.print(f"\n  export MINT_BASE_URL={url}\n  export MINT_API_KEY=…      # one of the keys you gave")
         return
     key = config.api_keys[0]
     try:
@@ -187,18 +215,14 @@ def _announce(config: ServerConfig, seconds: float, *, made_key: bool) -> None:
         console.print(f"the credentials file could not be written ({error}), so programs need to be told:\n")
     console.print(f"  export MINT_BASE_URL={url}")
     console.print(f"  export MINT_API_KEY={key}")
-    console.print(
-        f"  # for the plain tinker SDK: TINKER_BASE_URL={url} TINKER_API_KEY=tml-{key.removeprefix('sk-')}"
-    )
+    console.print(f"  # for the plain tinker SDK: TINKER_BASE_URL={url} TINKER_API_KEY=tml-{key.removeprefix('sk-')}")
 
 
 def _forget(config: ServerConfig) -> None:
     from mint.client import credentials  # noqa: PLC0415
 
-    try:
+    with suppress(OSError):  # an entry of a process that has ended is not used
         credentials.forget(_url(config), os.getpid())
-    except OSError:
-        pass  # an entry of a process that has ended is not used
 
 
 def _url(config: ServerConfig) -> str:

@@ -13,6 +13,8 @@ from fastapi import FastAPI
 from mint.config import ServerConfig
 from mint.dispatch.dispatcher import Dispatcher
 from mint.dispatch.fleet import Fleet
+from mint.engine.core import WorkerDiedError
+from mint.errors import ModelLoadError
 from mint.server import errors
 from mint.server.auth import Keys
 from mint.server.body import LimitedBody
@@ -72,7 +74,10 @@ def _build(config: ServerConfig) -> Services:
 
 async def _start(services: Services) -> None:
     """Load the models, then take up what the last process left."""
-    await services.fleet.start()
+    try:
+        await services.fleet.start()
+    except WorkerDiedError as error:
+        raise ModelLoadError(str(error)) from error
     count = await resume(services)
     if count:
         logger.info("%d unfinished operations were queued again", count)

@@ -11,12 +11,12 @@ from mint.errors import UnavailableError
 from mint.server.services import Services
 
 
-def _services(request: Request) -> Services:
+async def _services(request: Request) -> Services:
     services: Services = request.app.state.services
     return services
 
 
-def _owner(request: Request, services: Annotated[Services, Depends(_services)]) -> str:
+async def _owner(request: Request, services: Annotated[Services, Depends(_services)]) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     bearer = token.strip() if scheme.lower() == "bearer" else None
     return services.keys.owner(request.headers.get("x-api-key") or bearer)
