@@ -26,11 +26,10 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
-    MixtralConfig,
-    MixtralForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
+    Qwen3MoeConfig,
 )
 
 from mint.config import EngineConfig, ModelSource
@@ -202,7 +201,6 @@ SERVED = {
         LlamaConfig(**GROUPED, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     ),
     "Gemma": (GemmaForCausalLM, GemmaConfig(**GROUPED, head_dim=16)),
-    "Mixtral": (MixtralForCausalLM, MixtralConfig(**GROUPED, num_local_experts=2, sliding_window=None)),
     "GPT-NeoX": (GPTNeoXForCausalLM, GPTNeoXConfig(**SIZES)),
 }
 
@@ -254,6 +252,7 @@ def test_model_info(qwen_dir: Path) -> None:
         architecture="Qwen3ForCausalLM",
         vocab_size=2048,
         max_context_length=512,
+        max_sample_length=512,
         stop_token_ids=(2,),
         max_lora_rank=7,
         num_parameters=embeddings + 2 * layer + 64,
@@ -268,3 +267,15 @@ def test_stop_tokens_are_all_that_the_files_declare(qwen_dir: Path, tmp_path: Pa
     assert stop_token_ids(str(tmp_path), config, tokenizer) == (2, 5, 7, 9)
     (tmp_path / "generation_config.json").unlink()
     assert stop_token_ids(str(tmp_path), config, tokenizer) == (2, 7, 9)
+
+
+def test_samples_are_bounded_by_the_cache_where_that_is_smaller(qwen_dir: Path) -> None:
+    # 2 layers × keys and values × 2 heads × 16 × float32 = 512 bytes for each token
+    _, info = build_engine(ModelSource("some/name", str(qwen_dir)), EngineConfig(kv_cache_bytes=64 * 512))
+    assert (info.max_context_length, info.max_sample_length) == (512, 64)
+
+
+def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
+    Qwen3MoeConfig(num_experts=4, num_hidden_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(ModelLoadError, match="mixture of experts"):
+        load(str(tmp_path))

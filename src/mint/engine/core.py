@@ -26,7 +26,8 @@ StopReason = Literal["stop", "length"]
 class ModelInfo:
     """What a served base model is. Filled by the engine worker once it has loaded the model.
 
-    `stop_token_ids` end a sample when the request does not say where to stop.
+    `stop_token_ids` end a sample when the request does not say where to stop. `max_sample_length` bounds prompt and
+    sample together: the context, or what the key/value cache holds, whichever is less.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelInfo:
     architecture: str
     vocab_size: int
     max_context_length: int
+    max_sample_length: int
     stop_token_ids: tuple[int, ...]
     max_lora_rank: int
     num_parameters: int

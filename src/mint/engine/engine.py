@@ -20,7 +20,6 @@ from mint.engine.core import (
     ExportRevision,
     ForwardBackward,
     LoadState,
-    ModelInfo,
     OptimStep,
     RestoreRun,
     Result,
@@ -49,12 +48,17 @@ Answer: TypeAlias = tuple[int, Result | MintError]
 class Engine:
     """Everything one worker holds: the base model, its runs, its live samples."""
 
-    def __init__(self, model: CausalLM, info: ModelInfo, config: EngineConfig, token_bytes: list[bytes]) -> None:
+    def __init__(self, model: CausalLM, name: str, config: EngineConfig, token_bytes: list[bytes]) -> None:
         self._scheduler = Scheduler(config.max_batch_tokens)
-        self._trainer = Trainer(model, info, config)
+        self._trainer = Trainer(model, name, config)
         self._generator = Generator(model, config, token_bytes)
         self._revisions = RevisionCache(model.sites, model.device, config.max_resident_revisions)
         self._passes: tuple[tuple[int, ...], PassExecution] | None = None
+
+    @property
+    def sample_capacity(self) -> int:
+        """Longest prompt and sample together that could ever run."""
+        return self._generator.capacity_tokens
 
     @property
     def has_work(self) -> bool:

@@ -24,7 +24,6 @@ from mint.engine.core import (
     ForwardBackward,
     Int32Array,
     LoraShape,
-    ModelInfo,
     Passed,
 )
 from mint.engine.losses import LOSSES
@@ -52,9 +51,9 @@ class Item:
 class Trainer:
     """All runs that are resident on one base model."""
 
-    def __init__(self, model: CausalLM, info: ModelInfo, config: EngineConfig) -> None:
+    def __init__(self, model: CausalLM, name: str, config: EngineConfig) -> None:
         self._model = model
-        self._info = info
+        self._name = name
         self._max_batch_tokens = config.max_batch_tokens
         self._runs: dict[str, TrainableAdapter] = {}
 
@@ -94,11 +93,11 @@ class Trainer:
 
     def save(self, run_id: str, directory: Path) -> None:
         """Write a training checkpoint."""
-        self.run(run_id).save(directory, self._info.name)
+        self.run(run_id).save(directory, self._name)
 
     def export(self, run_id: str, directory: Path) -> None:
         """Write the weights alone, as a revision."""
-        save_adapter(self.run(run_id).adapter, directory, self._info.name)
+        save_adapter(self.run(run_id).adapter, directory, self._name)
 
     def start(self, passes: Sequence[ForwardBackward]) -> PassExecution:
         """Begin several passes as one batch, to be advanced micro-batch by micro-batch.

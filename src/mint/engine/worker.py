@@ -40,18 +40,20 @@ def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, Mod
     folder = locate(location)
     model = load(location)
     tokenizer = load_tokenizer(location)
-    vocab_size = model.config.vocab_size
+    vocab_size, max_context_length = model.config.vocab_size, model.config.max_position_embeddings
+    engine = Engine(model, source.name, config, token_bytes(tokenizer, vocab_size))
     info = ModelInfo(
         name=source.name,
         path=folder,
         architecture=(model.config.architectures or [model.config.model_type])[0],
         vocab_size=vocab_size,
-        max_context_length=model.config.max_position_embeddings,
+        max_context_length=max_context_length,
+        max_sample_length=min(max_context_length, engine.sample_capacity),
         stop_token_ids=stop_token_ids(location, model.config, tokenizer),
         max_lora_rank=config.max_lora_rank,
         num_parameters=model.num_parameters,
     )
-    return Engine(model, info, config, token_bytes(tokenizer, vocab_size)), info
+    return engine, info
 
 
 def run(connection: socket.socket) -> None:

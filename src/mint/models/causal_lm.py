@@ -12,6 +12,7 @@ from mint.errors import ModelLoadError
 from mint.models.attention import AttentionPlan
 from mint.models.logprobs import UnembeddingHead
 from mint.models.lora import ActiveSegments, LinearSite, LoraLinear, Segment, SiteKind
+from mint.models.threads import Threads
 
 
 class CausalLM:
@@ -31,6 +32,7 @@ class CausalLM:
         self.num_parameters: int = sum(p.numel() for p in model.parameters())
         self.sites: tuple[LinearSite, ...] = tuple(_adapt_linears(model, self._active))
         unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+        self._threads = Threads(2 * self.num_parameters / len(self.sites))
         self.head = UnembeddingHead(unembedding, self.sites[-1].index)
 
     @property
@@ -47,10 +49,8 @@ class CausalLM:
         self, tokens: Tensor, positions: Tensor, plan: AttentionPlan, segments: Sequence[Segment]
     ) -> Tensor:
         """int64 (T,) and int64 (T,) → (T, E), after the final norm."""
+        self._threads.use_for(len(tokens))
         embedded = self._embed(tokens[None])
-        if torch.is_grad_enabled():
-            # The base is frozen, so nothing in the graph would ask for gradients and no backward would run.
-            embedded.requires_grad_()
         with self._active.use(segments):
             output = self._decoder(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, plan=plan)
         hidden: Tensor = output.last_hidden_state[0]

@@ -23,6 +23,9 @@ from mint.errors import ModelLoadError
 from mint.models.attention import ATTENTION_NAME, PackedCausal
 from mint.models.causal_lm import CausalLM
 
+EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""How models' configurations say that they are mixtures of experts."""
+
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Rotary embeddings that change with the longest sequence: one request of a batch would change the others."""
 
@@ -91,6 +94,8 @@ def _refuse_unsupported(location: str, config: Any) -> None:
     for field in fields:
         if getattr(config, field, None):
             raise ModelLoadError(f"{location} sets {field}, which is not served")
+    if any(getattr(config, field, None) for field in EXPERT_COUNTS):
+        raise ModelLoadError(f"{location} is a mixture of experts, whose experts LoRA cannot adapt here yet")
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if rope in LENGTH_DEPENDENT_ROPE:
         raise ModelLoadError(f"{location} has rope_type {rope}, which is not served")

@@ -1,7 +1,7 @@
 """The loss head: log-probabilities of given targets, and nothing of vocabulary size that outlives a chunk.
 
-log p(target) = logit[target] − logsumexp(logits). The backward pass recomputes a chunk's logits instead of
-keeping them: d logit = g · (onehot(target) − softmax(logits)).
+log p(target) = logit[target] − logsumexp(logits), and backward d logit = g · (onehot(target) − softmax(logits)). The
+logits of a batch of several chunks are computed again for the backward pass; those of a single chunk are kept.
 
 Shapes: T tokens, E hidden size, V vocabulary.
 """
@@ -9,6 +9,7 @@ Shapes: T tokens, E hidden size, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ class UnembeddingHead:
     def __init__(self, linear: nn.Linear, site: int) -> None:
         self._linear = linear
         self._site = site
+        self._anchor = torch.zeros((), requires_grad=True)
 
     def logits(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
         """(T, E) → float32 (T, V). No gradient: for sampling."""
@@ -35,7 +37,9 @@ class UnembeddingHead:
     def target_logprobs(self, hidden: Tensor, targets: Tensor, segments: Sequence[Segment]) -> Tensor:
         """(T, E) and int64 (T,) → float32 (T,), with gradients to `hidden` and to the adapters' factors."""
         parts = low_rank_parts(segments, self._site)
-        result: Tensor = _TargetLogprobs.apply(hidden, targets, self._linear, parts)  # type: ignore[no-untyped-call]
+        # a head that is adapted has gradients to give also where nothing below it has
+        anchor = self._anchor if parts else None
+        result: Tensor = _TargetLogprobs.apply(hidden, targets, self._linear, parts, anchor)  # type: ignore[no-untyped-call]
         return result
 
 
@@ -59,17 +63,41 @@ def _chunks(rows: int, vocab: int, parts: Sequence[LowRankPart]) -> Iterator[tup
         yield slice(start, stop), inside
 
 
+@dataclass(frozen=True)
+class _Chunk:
+    """Some rows of a batch with their logits, and each low-rank part's (n, r) product."""
+
+    rows: slice
+    parts: list[LowRankPart]
+    logits: Tensor
+    projected: list[Tensor]
+
+
+def _compute(hidden: Tensor, linear: nn.Linear, parts: Sequence[LowRankPart]) -> Iterator[_Chunk]:
+    """The logits of all rows, a chunk at a time."""
+    for rows, inside in _chunks(len(hidden), linear.out_features, parts):
+        yield _Chunk(rows, inside, *_chunk_logits(hidden[rows], linear, inside))
+
+
 class _TargetLogprobs(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, linear: nn.Linear, parts: list[LowRankPart]) -> Tensor:
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        linear: nn.Linear,
+        parts: list[LowRankPart],
+        anchor: Tensor | None,  # noqa: ARG004  # see ActiveSegments
+    ) -> Tensor:
         normalizer = hidden.new_empty(len(hidden), dtype=torch.float32)
         chosen = torch.empty_like(normalizer)
-        for rows, inside in _chunks(len(hidden), linear.out_features, parts):
-            logits, _ = _chunk_logits(hidden[rows], linear, inside)
-            torch.logsumexp(logits, dim=1, out=normalizer[rows])
-            chosen[rows] = logits.gather(1, targets[rows, None])[:, 0]
+        kept = None
+        for chunk in _compute(hidden, linear, parts):
+            torch.logsumexp(chunk.logits, dim=1, out=normalizer[chunk.rows])
+            chosen[chunk.rows] = chunk.logits.gather(1, targets[chunk.rows, None])[:, 0]
+            kept = chunk if chunk.rows == slice(0, len(hidden)) and any(ctx.needs_input_grad) else None
         ctx.save_for_backward(hidden, targets, normalizer)
-        ctx.linear, ctx.parts = linear, parts
+        ctx.linear, ctx.parts, ctx.kept = linear, parts, kept
         return chosen - normalizer
 
     @staticmethod
@@ -77,15 +105,15 @@ class _TargetLogprobs(torch.autograd.Function):
         (grad,) = grads
         hidden, targets, normalizer = ctx.saved_tensors
         linear: nn.Linear = ctx.linear
-        grad_hidden = torch.empty_like(hidden)
-        for rows, inside in _chunks(len(hidden), linear.out_features, ctx.parts):
-            logits, projected = _chunk_logits(hidden[rows], linear, inside)
-            g = grad[rows, None]
-            grad_logits = logits.sub_(normalizer[rows, None]).exp_().mul_(-g)
-            grad_logits.scatter_add_(1, targets[rows, None], g)
-            grad_logits = grad_logits.to(linear.weight.dtype)
-            chunk_grad = grad_logits @ linear.weight
-            for part, xa in zip(inside, projected, strict=True):
-                part.add_backward(hidden[rows], xa, grad_logits, chunk_grad)
-            grad_hidden[rows] = chunk_grad
-        return grad_hidden, None, None, None
+        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for chunk in (ctx.kept,) if ctx.kept is not None else _compute(hidden, linear, ctx.parts):
+            g = grad[chunk.rows, None]
+            # in place: a graph of the engine's runs backward once
+            grad_logits = chunk.logits.sub_(normalizer[chunk.rows, None]).exp_().mul_(-g)
+            grad_logits = grad_logits.scatter_add_(1, targets[chunk.rows, None], g).to(linear.weight.dtype)
+            chunk_grad = grad_logits @ linear.weight if grad_hidden is not None else None
+            for part, xa in zip(chunk.parts, chunk.projected, strict=True):
+                part.add_backward(hidden[chunk.rows], xa, grad_logits, chunk_grad)
+            if grad_hidden is not None:
+                grad_hidden[chunk.rows] = chunk_grad
+        return grad_hidden, None, None, None, None

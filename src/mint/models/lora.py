@@ -71,6 +71,9 @@ class ActiveSegments:
 
     def __init__(self) -> None:
         self.current: Sequence[Segment] = ()
+        # Base and inputs are frozen and the factors' gradients bypass autograd. This makes it go backward all the same,
+        # from the last adapted layer down to the first and no further.
+        self.anchor = torch.zeros((), requires_grad=True)
 
     @contextmanager
     def use(self, segments: Sequence[Segment]) -> Iterator[None]:
@@ -96,11 +99,12 @@ class LowRankPart:
         y[self.rows].addmm_(xa, self.weights.b.T, alpha=self.scale)
         return xa
 
-    def add_backward(self, x: Tensor, xa: Tensor, grad_y: Tensor, grad_x: Tensor) -> None:
-        """Add this part's share to grad_x[rows] and to the gradients of its factors, all in place."""
+    def add_backward(self, x: Tensor, xa: Tensor, grad_y: Tensor, grad_x: Tensor | None) -> None:
+        """Add this part's share to grad_x[rows], where wanted, and to the gradients of its factors, all in place."""
         weights, g = self.weights, grad_y[self.rows]
         gb = (g @ weights.b).mul_(self.scale)
-        grad_x[self.rows].addmm_(gb, weights.a)
+        if grad_x is not None:
+            grad_x[self.rows].addmm_(gb, weights.a)
         if weights.grad_a is not None and weights.grad_b is not None:
             weights.grad_a.addmm_(gb.T, x[self.rows])
             weights.grad_b.addmm_(g.T, xa, alpha=self.scale)
@@ -133,7 +137,7 @@ class LoraLinear(nn.Module):
         if not parts:
             return nn.functional.linear(x, self.weight, self.bias)
         flat = x.reshape(-1, self.in_features)
-        y: Tensor = _LoraProduct.apply(flat, self.weight, self.bias, parts)  # type: ignore[no-untyped-call]
+        y: Tensor = _LoraProduct.apply(flat, self.weight, self.bias, parts, self._active.anchor)  # type: ignore[no-untyped-call]
         return y.view(*x.shape[:-1], self.out_features)
 
 
@@ -141,7 +145,14 @@ class _LoraProduct(torch.autograd.Function):
     """Y = x Wᵀ + bias + Σ segments' low-rank parts; W and bias are frozen."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, parts: list[LowRankPart]) -> Tensor:
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        parts: list[LowRankPart],
+        anchor: Tensor,  # noqa: ARG004  # see ActiveSegments
+    ) -> Tensor:
         y = nn.functional.linear(x, weight, bias)
         projected = [part.add_forward(x, y) for part in parts]
         ctx.save_for_backward(x, weight, *projected)
@@ -152,7 +163,7 @@ class _LoraProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad_y,) = grads
         x, weight, *projected = ctx.saved_tensors
-        grad_x = grad_y @ weight
+        grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
         for part, xa in zip(ctx.parts, projected, strict=True):
             part.add_backward(x, xa, grad_y, grad_x)
-        return grad_x, None, None, None
+        return grad_x, None, None, None, None
