@@ -9,13 +9,12 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
+from enum import StrEnum
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import IO, TYPE_CHECKING, Annotated, NoReturn
 
-import click
 import typer
 import uvloop
 from rich.console import Console
@@ -28,24 +27,31 @@ from mint.tiny import NAME, model_path
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-LOG_LEVELS = ("debug", "info", "warning", "error")
-
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
-def serve(
+class LogLevel(StrEnum):
+    """Of the standard library's levels, those that are of use."""
+
+    DEBUG = "debug"
+    INFO = "info"
+    WARNING = "warning"
+    ERROR = "error"
+
+
+def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)] = DEFAULT_PORT,
     data_dir: Annotated[Path, typer.Option(help="Database and checkpoints.")] = DEFAULT_DATA_DIR,
     model: Annotated[
         list[str] | None,
-        typer.Option(help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. [default: {NAME}]"),
+        typer.Option(help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. {NAME} if none is given."),
     ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help="A key that clients may use; repeatable. One is made on loopback."),
     ] = None,
-    log_level: Annotated[str, typer.Option(help="What is logged.", click_type=click.Choice(LOG_LEVELS))] = "warning",
+    log_level: Annotated[LogLevel, typer.Option(help="What is logged.")] = LogLevel.WARNING,
 ) -> None:
     """Serve base models: train and sample LoRA adapters on them over HTTP."""
     from mint.server.auth import Keys  # noqa: PLC0415
@@ -57,20 +63,23 @@ def serve(
         _stop(f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with _owned(folder):
-            listener = _listen(host, port)
-            keys = keys or (_local_key(folder),)
-            Keys(keys)
-            config = ServerConfig(
-                data_dir=folder,
-                models=_sources(model or [NAME]),
-                api_keys=keys,
-                host=host,
-                port=listener.getsockname()[1],
-            )
-            with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-                code = runner.run(_run(config, listener, made_key=not api_key))
+        lock = _lock(folder)
+        listener = _listen(host, port)
+        keys = keys or (_local_key(folder),)
+        Keys(keys)
     except (OSError, MintError) as error:
+        _stop(str(error))
+    config = ServerConfig(
+        data_dir=folder,
+        models=_sources(model or [NAME]),
+        api_keys=keys,
+        host=host,
+        port=listener.getsockname()[1],
+    )
+    try:
+        with lock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            code = runner.run(_run(config, listener, made_key=not api_key))
+    except MintError as error:
         _stop(str(error))
     raise typer.Exit(code)
 
@@ -117,19 +126,19 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-@contextmanager
-def _owned(data_dir: Path) -> Iterator[None]:
+def _lock(data_dir: Path) -> IO[str]:
     """Keep other servers off the folder: two would both carry out what is in its journal.
 
     Raises:
         OSError: another process has it.
     """
-    with (data_dir / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise OSError(f"{data_dir} is in use by another `mint serve`; choose another with --data-dir") from None
-        yield
+    file = (data_dir / "lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise OSError(f"{data_dir} is in use by another `mint serve`; choose another with --data-dir") from None
+    return file
 
 
 def _local_key(data_dir: Path) -> str:
@@ -151,13 +160,12 @@ async def _run(config: ServerConfig, listener: socket.socket, *, made_key: bool)
     Raises:
         MintError: a model does not load.
     """
-    import uvicorn  # noqa: PLC0415
-
     from mint.server.app import create_app  # noqa: PLC0415
+    from mint.server.http import HttpServer  # noqa: PLC0415
 
     started = perf_counter()
     app = create_app(config)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=3))
+    server = HttpServer(app)
     # uvicorn repeats the signal that it was stopped by to whoever handled it before
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)

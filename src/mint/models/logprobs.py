@@ -111,9 +111,9 @@ class _TargetLogprobs(torch.autograd.Function):
             # in place: a graph of the engine's runs backward once
             grad_logits = chunk.logits.sub_(normalizer[chunk.rows, None]).exp_().mul_(-g)
             grad_logits = grad_logits.scatter_add_(1, targets[chunk.rows, None], g).to(linear.weight.dtype)
-            chunk_grad = grad_logits @ linear.weight if grad_hidden is not None else None
+            chunk_grad = None
+            if grad_hidden is not None:
+                chunk_grad = torch.mm(grad_logits, linear.weight, out=grad_hidden[chunk.rows])
             for part, xa in zip(chunk.parts, chunk.projected, strict=True):
                 part.add_backward(hidden[chunk.rows], xa, grad_logits, chunk_grad)
-            if grad_hidden is not None:
-                grad_hidden[chunk.rows] = chunk_grad
         return grad_hidden, None, None, None, None

@@ -22,7 +22,7 @@ from mint.server.catalog import Catalog
 from mint.server.operations.submit import ServerJournal, resume
 from mint.server.routes import bootstrap, futures, models, operations, samplers, sessions
 from mint.server.services import Services
-from mint.server.waiters import Waiters
+from mint.server.results import Results
 from mint.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ def _build(config: ServerConfig) -> Services:
         dispatcher=Dispatcher(fleet, ServerJournal(database, catalog), config.gap_seconds),
         catalog=catalog,
         keys=Keys(config.api_keys),
-        waiters=Waiters(),
+        results=Results(),
     )
 
 

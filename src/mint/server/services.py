@@ -10,7 +10,7 @@ from mint.dispatch.dispatcher import Dispatcher
 from mint.dispatch.fleet import Fleet
 from mint.server.auth import Keys
 from mint.server.catalog import Catalog
-from mint.server.waiters import Waiters
+from mint.server.results import Results
 from mint.store.database import Database
 
 
@@ -28,5 +28,5 @@ class Services:
     dispatcher: Dispatcher
     catalog: Catalog
     keys: Keys
-    waiters: Waiters
+    results: Results
     started: asyncio.Event = field(default_factory=asyncio.Event)

@@ -95,12 +95,12 @@ def _prompt(request: SampleRequest) -> np.ndarray[tuple[int], np.dtype[np.int32]
 
 def _params(params: requests.SamplingParams, model: ModelInfo, prompt: int, request_id: str) -> SamplingParams:
     """Engine parameters; the request's id stands in for a missing seed, so that a replay draws the same."""
-    room = model.max_context_length - prompt
+    room = model.max_sample_length - prompt
     max_tokens = params.max_tokens if params.max_tokens is not None else room
     if room < 1 or max_tokens > room:
         raise BadRequestError(
-            f"prompt of {prompt} tokens and max_tokens {max_tokens} exceed the context of {model.name}, "
-            f"{model.max_context_length} tokens",
+            f"prompt of {prompt} tokens and max_tokens {max_tokens} are more than {model.name} can hold here, "
+            f"{model.max_sample_length} tokens",
             field="sampling_params.max_tokens" if room >= 1 else "prompt",
         )
     ids, texts = _stops(params.stop, model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
+from dataclasses import replace
 from itertools import count
 from secrets import token_hex
 from time import time
@@ -19,7 +20,7 @@ from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind
 from mint.server.operations.sampling import AsyncSample
 from mint.server.operations.training import CreateModel, OptimizerStep, Pass
-from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights
+from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights, discard_staged
 from mint.server.services import Services
 from mint.store import journal, repository
 from mint.store.database import Database
@@ -150,6 +151,7 @@ def _dispatch(services: Services, kind: Kind[R], operation: Operation, request: 
     async def finish(outcome: Result | MintError) -> None:
         await _finish(services, kind, operation, request, outcome)
 
+    services.results.expect(operation)
     ticket = Ticket(operation.request_id, operation.seq_id, operation.facts["model"], command, finish)
     if kind.ordered:
         services.dispatcher.submit(operation.stream, ticket)
@@ -172,7 +174,6 @@ async def _finish(
             outcome = MintError("the result could not be written; see the server's log")
     if isinstance(outcome, MintError):
         await _write(services, operation, Status.FAILED, Completion(_failure(outcome)))
-    services.waiters.wake(operation.request_id)
 
 
 async def _write(services: Services, operation: Operation, status: Status, completion: Completion) -> None:
@@ -181,6 +182,10 @@ async def _write(services: Services, operation: Operation, status: Status, compl
         journal.finish(connection, operation.request_id, status, completion.media_type, completion.body)
 
     await services.database.transaction(write)
+    finished = replace(
+        operation, status=status, payload=b"", result_type=completion.media_type, result=completion.body
+    )
+    services.results.put(finished)
 
 
 def _failure(error: MintError) -> bytes:
@@ -193,6 +198,7 @@ def _failure(error: MintError) -> bytes:
 
 async def resume(services: Services) -> int:
     """Queue again what the last process of this server left unfinished; returns how many operations."""
+    discard_staged(services.catalog)
     unfinished = await services.database.transaction(journal.pending)
     for operation in unfinished:
         kind = KINDS[operation.kind]

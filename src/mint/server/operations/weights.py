@@ -44,6 +44,12 @@ def _staging_folder(catalog: Catalog, operation: Operation) -> Path:
     return folder
 
 
+def discard_staged(catalog: Catalog) -> None:
+    """Remove what saves left behind that never ended. Only while none is under way."""
+    for folder in catalog.checkpoint_dir.glob("*.staged"):
+        rmtree(folder)
+
+
 def _commit_folder(catalog: Catalog, operation: Operation) -> None:
     """Give the written folder its final name, for good."""
     final = _final_folder(catalog, operation)

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from sqlalchemy import Connection
 
 from mint.errors import GoneError
 from mint.server import access
@@ -25,22 +23,18 @@ router = APIRouter(tags=["futures"])
 async def retrieve_future(request: RetrieveFutureRequest, http: Request, services: Ready, owner: Owner) -> Response:
     """The result, or 408 after a while without one: then ask again. A result can be fetched repeatedly."""
 
-    def look(connection: Connection) -> Operation:
-        found = journal.find(connection, request.request_id)
-        if found is None:
-            raise GoneError(f"{request.request_id} is unknown or has expired", field="request_id")
-        return access.owned(found, owner, "request_id", request.request_id)
-
-    with services.waiters.waiting_for(request.request_id) as finished:
-        operation = await services.database.transaction(look)
-        if operation.status == Status.PENDING:
-            try:
-                async with asyncio.timeout(services.config.long_poll_seconds):
-                    await finished.wait()
-            except TimeoutError:
-                return JSONResponse({"queue_state": "active"}, 408)
-            operation = await services.database.transaction(look)
-    return _answer(operation, http.headers.get("accept", ""))
+    request_id = request.request_id
+    found = services.results.find(request_id)
+    if found is None:
+        found = await services.database.transaction(lambda c: journal.find(c, request_id))
+    if found is None:
+        raise GoneError(f"{request_id} is unknown or has expired", field="request_id")
+    access.owned(found, owner, "request_id", request_id)
+    if found.status == Status.PENDING:
+        found = await services.results.wait(request_id, services.config.long_poll_seconds) or found
+    if found.status == Status.PENDING:
+        return JSONResponse({"queue_state": "active"}, 408)
+    return _answer(found, http.headers.get("accept", ""))
 
 
 def _answer(operation: Operation, accept: str) -> Response:

@@ -1,0 +1,29 @@
+"""The HTTP server: uvicorn, which on its way out lets go of long-polls first."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+
+from mint.server.services import Services
+
+GRACE_SECONDS = 3
+"""For requests that are being answered when the server is told to stop."""
+
+
+class HttpServer(uvicorn.Server):
+    """Serves the application until a signal."""
+
+    def __init__(self, app: FastAPI) -> None:
+        config = uvicorn.Config(app, log_config=None, access_log=False, timeout_graceful_shutdown=GRACE_SECONDS)
+        super().__init__(config)
+        self._app = app
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer long-polls with what there is; their clients ask again, and then the next process."""
+        services: Services | None = getattr(self._app.state, "services", None)
+        if services is not None:
+            services.results.close()
+        await super().shutdown(sockets)
