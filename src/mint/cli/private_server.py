@@ -38,14 +38,13 @@ def private_server(models: Sequence[str] = ()) -> Iterator[PrivateServer]:
     """
     with TemporaryDirectory(prefix="mint-") as name:
         folder = Path(name)
-        command = [sys.executable, "-m", "mint.cli", "serve", "--port", "0", "--data-dir", str(folder / "data")]
+        command = [sys.executable, "-m", "mint.cli", "serve", "--quiet", "--port", "0"]
+        command += ["--data-dir", str(folder / "data")]
         for entry in models:
             command += ["--model", entry]
         file = folder / "credentials.json"
         # a session of its own: Ctrl-C is for the program that uses the server, which is stopped after it
-        process = subprocess.Popen(
-            command, env={**os.environ, "MINT_CREDENTIALS": str(file)}, start_new_session=True
-        )
+        process = subprocess.Popen(command, env={**os.environ, "MINT_CREDENTIALS": str(file)}, start_new_session=True)
         try:
             found = _await_credentials(process, file)
             yield PrivateServer(found.base_url, found.api_key, process)

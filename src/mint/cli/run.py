@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
 
 from mint.cli.private_server import PrivateServer, ServerDidNotStartError, private_server
 
@@ -21,11 +22,18 @@ def run(
     model: Annotated[list[str] | None, typer.Option(help="As for `mint serve`.")] = None,
 ) -> None:
     """Start a server on loopback, run a program against it, stop the server."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    starting = console.status("starting a server …")
     try:
+        starting.start()
         with private_server(model or ()) as server:
+            starting.stop()
+            console.print(f"a server for {program.name} at {server.base_url}")
             code = _run_against(server, [sys.executable, str(program), *(arguments or ())])
     except ServerDidNotStartError:
         raise typer.Exit(1) from None  # it has said why
+    finally:
+        starting.stop()
     raise typer.Exit(code)
 
 

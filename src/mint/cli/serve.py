@@ -39,23 +39,27 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-def serve(  # noqa: PLR0913, PLR0917  # the options of a command
+def serve(  # the options of a command
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)] = DEFAULT_PORT,
     data_dir: Annotated[Path, typer.Option(help="Database and checkpoints.")] = DEFAULT_DATA_DIR,
     model: Annotated[
         list[str] | None,
-        typer.Option(help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. {NAME} if none is given."),
+        typer.Option(
+            help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. {NAME} if none is given."
+        ),
     ] = None,
     api_key: Annotated[
         list[str] | None,
         typer.Option(help="A key that clients may use; repeatable. One is made on loopback."),
     ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="What is logged.")] = LogLevel.WARNING,
 ) -> None:
     """Serve base models: train and sample LoRA adapters on them over HTTP."""
     from mint.server.auth import Keys  # noqa: PLC0415
 
+    console.quiet = quiet
     logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
     folder = data_dir.expanduser().resolve()
     keys = tuple(api_key or ())
@@ -85,6 +89,7 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
 
 
 def _stop(message: str) -> NoReturn:
+    console.quiet = False
     console.print("[red]mint serve:[/red]", Text(message))
     raise typer.Exit(1)
 
