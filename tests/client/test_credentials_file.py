@@ -215,9 +215,7 @@ def test_fields_of_a_later_mint_and_impossible_pids_do_not_trouble() -> None:
 
 
 @pytest.mark.parametrize("bits", [0o640, 0o604, 0o660, 0o666, 0o601])
-def test_a_file_that_others_have_access_to_is_ignored(
-    bits: int, remember: Callable[..., LocalServer]
-) -> None:
+def test_a_file_that_others_have_access_to_is_ignored(bits: int, remember: Callable[..., LocalServer]) -> None:
     remember(URL)
     credentials.path().chmod(bits)
     with pytest.warns(CredentialsWarning, match="others have access"):
@@ -277,7 +275,7 @@ def test_many_processes_write_and_nothing_is_lost() -> None:
     arguments = [[sys.executable, "-c", program, str(i), str(os.getpid())] for i in range(4)]
     children = [subprocess.Popen(command, env=environment) for command in arguments]
     while any(child.poll() is None for child in children):
-        with warnings.catch_warnings(action="error"):
+        with warnings.catch_warnings(action="error", category=credentials.CredentialsWarning):
             credentials.read()  # never sees half a file
     assert [child.returncode for child in children] == [0] * 4
     assert len(credentials.read()) == 40

@@ -41,9 +41,7 @@ CASES = [
     Case("arguments win over all", ("http://arg", "sk-arg"), {**MINT, **TINKER}, "http://arg", "sk-arg"),
     Case("one argument, one MinT variable", ("http://arg", "sk-mint"), {**MINT, **TINKER}, "http://arg"),
     Case("the other way round", ("http://mint", "sk-arg"), {**MINT, **TINKER}, api_key="sk-arg"),
-    Case(
-        "a pair is settled one by one", ("http://mint", "tml-tinker"), {**MINT, **TINKER, "MINT_API_KEY": ""}
-    ),
+    Case("a pair is settled one by one", ("http://mint", "tml-tinker"), {**MINT, **TINKER, "MINT_API_KEY": ""}),
     Case("an empty MinT value counts as unset", ("http://tinker", "tml-tinker"), {**empty(MINT), **TINKER}),
     Case("empty values everywhere", (FILE_URL, FILE_KEY), empty({**MINT, **TINKER}), "", ""),
     # A base URL alone: the file's key for the file's server, and for no other.
@@ -65,9 +63,7 @@ CASES = [
     Case("without a prefix", (FILE_URL, "file"), api_key="file"),
     Case("MINT_API_KEY is another", (None, "sk-mint"), {"MINT_API_KEY": "sk-mint"}),
     Case("TINKER_API_KEY is another", (None, "tml-tinker"), {"TINKER_API_KEY": "tml-tinker"}),
-    Case(
-        "only the key variable is the file's", (None, "sk-arg"), {"MINT_API_KEY": FILE_KEY}, api_key="sk-arg"
-    ),
+    Case("only the key variable is the file's", (None, "sk-arg"), {"MINT_API_KEY": FILE_KEY}, api_key="sk-arg"),
     # A command that prints keys is a choice of its own.
     Case("a command", (None, None), COMMAND),
     Case("a command and the file's URL", (FILE_URL, None), {**COMMAND, "MINT_BASE_URL": FILE_URL}),
@@ -76,9 +72,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_precedence(
-    case: Case, monkeypatch: pytest.MonkeyPatch, remember: Callable[..., LocalServer]
-) -> None:
+def test_precedence(case: Case, monkeypatch: pytest.MonkeyPatch, remember: Callable[..., LocalServer]) -> None:
     remember(FILE_URL, FILE_KEY)
     for name, value in case.env.items():
         monkeypatch.setenv(name, value)
@@ -121,8 +115,6 @@ def test_credentials_says_what_was_found_where_and_keeps_the_key_to_itself(
     assert mintx.credentials().base_url_from == "$MINT_BASE_URL"
 
 
-@pytest.mark.parametrize(
-    ("key", "shown"), [("sk-short", "sk-…"), ("odd", "…"), ("tml-" + "x" * 20, "tml-…xxxx")]
-)
+@pytest.mark.parametrize(("key", "shown"), [("sk-short", "sk-…"), ("odd", "…"), ("tml-" + "x" * 20, "tml-…xxxx")])
 def test_redaction(key: str, shown: str) -> None:
     assert f"api_key={shown!r}" in repr(discovery.resolve("http://h", key))

@@ -27,12 +27,8 @@ assert ApiKeyAuthProvider("sk-key").api_key == "sk-key"
         "from mint import errors",
     ],
 )
-def test_nothing_heavy_is_loaded_until_a_name_of_the_sdk_is_used(
-    run_python: Callable[..., str], use: str
-) -> None:
-    loaded = run_python(
-        f"del sys.modules['torch']\n{use}\nprint(*(m.partition('.')[0] for m in sys.modules))"
-    )
+def test_nothing_heavy_is_loaded_until_a_name_of_the_sdk_is_used(run_python: Callable[..., str], use: str) -> None:
+    loaded = run_python(f"del sys.modules['torch']\n{use}\nprint(*(m.partition('.')[0] for m in sys.modules))")
     assert not HEAVY & set(loaded.split())
 
 

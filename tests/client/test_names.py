@@ -92,9 +92,7 @@ def test_server_modules_are_not_reached_by_attribute() -> None:
 
 
 def test_mint_mint_names_what_it_has() -> None:
-    with pytest.raises(
-        AttributeError, match="no attribute 'magic'; it has: Endpoint, __version__, credentials"
-    ):
+    with pytest.raises(AttributeError, match="no attribute 'magic'; it has: Endpoint, __version__, credentials"):
         mintx.magic  # noqa: B018
     assert dir(mintx) == ["Endpoint", "__version__", "credentials"]
     assert all(hasattr(mintx, name) for name in dir(mintx))

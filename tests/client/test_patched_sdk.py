@@ -112,9 +112,7 @@ def test_a_running_server_is_found(start_server: Start, remember: Remember) -> N
     remember(server.url, "sk-file")
     with mint.ServiceClient() as client:
         client.create_sampling_client(base_model="base").result()
-    assert {"/api/v1/create_session", "/api/v1/create_sampling_session"} <= {
-        path for path, _ in server.requests
-    }
+    assert {"/api/v1/create_session", "/api/v1/create_sampling_session"} <= {path for path, _ in server.requests}
     assert server.keys == {"sk-file"}
 
 
@@ -152,9 +150,7 @@ def test_the_commands_of_the_sdk_agree_on_the_address(monkeypatch: pytest.Monkey
 # ---------------------------------------------------------------- keys stay at home
 
 
-def test_a_key_of_the_file_goes_to_no_other_server(
-    start_server: Start, hosted: FakeServer, remember: Remember
-) -> None:
+def test_a_key_of_the_file_goes_to_no_other_server(start_server: Start, hosted: FakeServer, remember: Remember) -> None:
     mine, other = start_server(), start_server()
     remember(mine.url, "sk-file")
     for address in (other.url, hosted.url):
@@ -163,9 +159,7 @@ def test_a_key_of_the_file_goes_to_no_other_server(
     assert mine.requests == other.requests == hosted.requests == []
 
 
-def test_the_sdks_stored_key_does_not_replace_the_servers(
-    start_server: Start, home: Path, remember: Remember
-) -> None:
+def test_the_sdks_stored_key_does_not_replace_the_servers(start_server: Start, home: Path, remember: Remember) -> None:
     store_sdk_key(home, "tml-hosted-account")
     mine = start_server()
     remember(mine.url, "sk-file")
@@ -255,7 +249,7 @@ def test_a_pickled_client_works_where_mint_was_never_imported(
 
 
 def test_every_part_of_the_sdk_that_is_patched_is_where_it_was() -> None:
-    with warnings.catch_warnings(action="error"):
+    with warnings.catch_warnings(action="error", category=RuntimeWarning):
         patches.apply()
 
 
