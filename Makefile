@@ -8,17 +8,19 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install quickstart test lint types format test-slow test-gpu tiny model-card proto bench clean
+.PHONY: help install quickstart test lint types format test-slow tiny model-card proto bench clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Make the environment in .venv, with `mint` on its path
 
-# torch comes first and by itself: pulled in by another package, pip would choose the build with CUDA libraries.
+# torch comes first and by itself: which build pip takes then follows from its own settings, such as an index of CPU
+# builds, and not from what another package asks for.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "making the environment in $(VENV) (a few minutes the first time)"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \
+		{ rm -rf $(VENV); echo "$(PYTHON) -m venv failed; on Debian: apt install python3-venv"; exit 1; }
 	@echo "  1/2 torch"
 	@$(PIP) install --constraint constraints.txt torch
 	@echo "  2/2 MinT and the rest"
@@ -29,7 +31,7 @@ quickstart: $(STAMP) ## Watch the built-in model learn, by SFT and then by RL
 	@$(BIN)/mint run examples/quickstart.py
 
 test: lint types $(STAMP) ## Lint, types and tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -m "not slow"
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
@@ -45,11 +47,11 @@ format: $(STAMP) ## Let ruff mend what it can
 test-slow: $(STAMP) ## The tests that take longer
 	$(BIN)/python -m pytest -m slow
 
-test-gpu: $(STAMP) ## The tests that need an accelerator
-	$(BIN)/python -m pytest -m gpu
-
 tiny: $(STAMP) ## Train the built-in base model again (about 40 minutes on 2 cores)
 	$(BIN)/python -m mint.tiny.recipe
+
+model-card: $(STAMP) ## Measure what a one-minute LoRA teaches it (about 25 minutes)
+	$(BIN)/python -m benchmarks.model_card --write
 
 proto: $(STAMP) ## Generate the protobuf code of src/mint/wire/messages.proto
 	cd src && ../$(BIN)/python -m grpc_tools.protoc -I. --python_out=. --pyi_out=. mint/wire/messages.proto

@@ -71,7 +71,7 @@ def accuracy(run: tinker.TrainingClient, tokenizer: Any, skill: Skill) -> float:
         for question, _ in asked
     ]
     given = [tokenizer.decode(f.result().sequences[0].tokens, skip_special_tokens=True) for f in futures]
-    right = [text == answer for text, (_, answer) in zip(given, asked, strict=True)]
+    right: list[bool] = [text == answer for text, (_, answer) in zip(given, asked, strict=True)]
     return sum(right) / len(right)
 
 
@@ -93,8 +93,8 @@ def measure(service: tinker.ServiceClient, skill: Skill, seconds: float) -> Row:
 
 def as_table(rows: list[Row], seconds: float) -> str:
     lines = [
-        f"Rank {RANK}, batches of {BATCH} questions, {seconds:g} s of training per skill on 2 cores; greedy exact match",
-        f"on {QUESTIONS} held-back questions. Measured by `python -m benchmarks.model_card --write`.",
+        f"Rank {RANK}, batches of {BATCH} questions, {seconds:g} s of training per skill on 2 cores; greedy exact",
+        f"match on {QUESTIONS} held-back questions. Measured by `python -m benchmarks.model_card --write`.",
         "",
         "| skill | in pre-training | before | after | steps |",
         "|---|---|---:|---:|---:|",

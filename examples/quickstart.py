@@ -22,7 +22,7 @@ import mint as tinker
 from mint import types
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 SFT_STEPS, SFT_BATCH, SFT_LEARNING_RATE = 12, 24, 2e-3
 RL_STEPS, RL_PROMPTS, RL_GROUP, RL_LEARNING_RATE = 50, 16, 8, 1e-3

@@ -37,7 +37,7 @@ def qwen_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
-    """Tensors in tests are small: a second thread costs more than it gives, and more still when tests run side by side."""
+    """Tensors in tests are small: a second thread costs more than it gives."""
     import torch
 
     torch.set_num_threads(1)

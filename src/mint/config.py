@@ -30,7 +30,7 @@ class EngineConfig:
         kv_cache_bytes: memory for keys and values of live samples.
         kv_block_size: tokens in one block of that memory.
         max_decode_batch: samples that may decode together.
-        max_resident_revisions: adapter revisions kept in memory for sampling.
+        revision_cache_bytes: memory for adapter revisions that are kept for sampling.
         num_threads: threads of the worker's tensor library; 0 leaves the choice to it.
     """
 
@@ -39,7 +39,7 @@ class EngineConfig:
     kv_cache_bytes: int = 512 << 20
     kv_block_size: int = 32
     max_decode_batch: int = 256
-    max_resident_revisions: int = 64
+    revision_cache_bytes: int = 512 << 20
     num_threads: int = 0
 
 

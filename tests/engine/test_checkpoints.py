@@ -157,7 +157,8 @@ def test_size_is_that_of_the_files(driver: EngineDriver, tmp_path: Path, command
 
 def test_a_save_that_the_disk_refuses_fails_alone(driver: EngineDriver, tmp_path: Path) -> None:
     trained_run(driver, "run", shape())
-    missing = tmp_path / "missing"
+    (tmp_path / "file").write_text("no folder can be made under a file")
+    missing = tmp_path / "file" / "folder"
     refused = driver.together([SaveState("run", missing), ExportRevision("run", missing, "key"), *steps("run", 0, 1)])
     assert isinstance(refused[0], MintError)
     assert isinstance(refused[1], MintError)

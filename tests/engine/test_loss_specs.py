@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
@@ -12,7 +10,7 @@ from mint.engine.loss_specs import LOSS_SPECS, check_forward_backward
 from mint.engine.losses import LOSSES
 from mint.errors import BadRequestError
 
-MODEL = ModelInfo("some/model", Path(), "Some", 50, 10, 10, (2,), 32, 1000)
+MODEL = ModelInfo("some/model", "", "Some", 50, 10, 10, (2,), 32, 1000)
 
 
 def good_inputs(length: int = 4) -> dict[str, np.ndarray]:

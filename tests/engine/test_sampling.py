@@ -593,7 +593,8 @@ def test_a_diverged_adapter_fails_alone_and_leaves_nothing_behind(
 
 
 def test_revisions_that_do_not_fit_in_memory_are_read_again(sampling: Sampling, qwen_dir: Path, tmp_path: Path) -> None:
-    driver = make_driver(qwen_dir, max_resident_revisions=1)
+    size = max(sampling.driver.engine._trainer.run(run).adapter.flat.nbytes for run in "ab")
+    driver = make_driver(qwen_dir, revision_cache_bytes=size + 1)
     commands = [sampling.command(run, make_prompt(1, 15), 2) for run in ("a", "b", "a", "base", "b")]
     expected = sampling.driver.together(commands)
     for ours, theirs in zip(driver.together(commands), expected, strict=True):

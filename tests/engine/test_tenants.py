@@ -233,11 +233,11 @@ def assert_same_samples(ours: object, expected: object) -> None:
         assert a.stop_reason == b.stop_reason
 
 
-@pytest.mark.parametrize("max_resident_revisions", [64, 0], ids=["kept in memory", "read from disk"])
+@pytest.mark.parametrize("revision_cache_bytes", [512 << 20, 0], ids=["kept in memory", "read from disk"])
 def test_a_revision_stays_as_it_was_while_its_run_trains_on(
-    qwen_dir: Path, tmp_path: Path, max_resident_revisions: int
+    qwen_dir: Path, tmp_path: Path, revision_cache_bytes: int
 ) -> None:
-    driver = make_driver(qwen_dir, max_resident_revisions=max_resident_revisions)
+    driver = make_driver(qwen_dir, revision_cache_bytes=revision_cache_bytes)
     trained_run(driver, "run", shape())
     revision = export(driver, "run", tmp_path / "revision")
     expected = driver.one(sample_command(revision))

@@ -10,15 +10,12 @@ import numpy as np
 from tests.golden.curves import FILE, compute
 
 
-def test_sft_and_rl_follow_the_recorded_curves(tmp_path: Path) -> None:
+def test_sft_and_rl_follow_the_recorded_curves_and_learn(tmp_path: Path) -> None:
     recorded = json.loads(FILE.read_text())
     curves = compute(tmp_path)
     np.testing.assert_allclose(curves["sft_loss"], recorded["sft_loss"], rtol=1e-4)
-    np.testing.assert_allclose(curves["rl_reward"], recorded["rl_reward"], atol=1e-9)
-    np.testing.assert_allclose(curves["rl_loss"], recorded["rl_loss"], rtol=1e-3, atol=1e-3)
-
-
-def test_the_recorded_curves_show_learning() -> None:
-    recorded = json.loads(FILE.read_text())
-    assert recorded["sft_loss"][-1] < recorded["sft_loss"][0] / 2
-    assert np.mean(recorded["rl_reward"][-2:]) > np.mean(recorded["rl_reward"][:2])
+    # another processor rounds differently, and may so draw another token or two
+    np.testing.assert_allclose(curves["rl_reward"], recorded["rl_reward"], atol=2 / 64)
+    np.testing.assert_allclose(curves["rl_loss"], recorded["rl_loss"], atol=0.25)
+    assert curves["sft_loss"][-1] < curves["sft_loss"][0] / 2
+    assert np.mean(curves["rl_reward"][-2:]) > np.mean(curves["rl_reward"][:2])

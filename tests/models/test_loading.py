@@ -97,7 +97,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 def test_the_home_folder_is_understood(qwen_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(qwen_dir.parent))
     _, info = build_engine(ModelSource("mine", f"~/{qwen_dir.name}"), EngineConfig())
-    assert info.path == qwen_dir.resolve()
+    assert info.tokenizer == str(qwen_dir.resolve())
 
 
 @pytest.mark.parametrize("damage", ["no weights", "truncated weights", "config is no JSON", "no such type"])
@@ -248,7 +248,7 @@ def test_model_info(qwen_dir: Path) -> None:
     layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 96 + layer_norms
     assert info == ModelInfo(
         name="some/name",
-        path=qwen_dir.resolve(),
+        tokenizer=str(qwen_dir.resolve()),
         architecture="Qwen3ForCausalLM",
         vocab_size=2048,
         max_context_length=512,

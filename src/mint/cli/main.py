@@ -15,6 +15,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-
 app.command()(serve)
-app.command()(run)
+# what follows the program is the program's
+app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)

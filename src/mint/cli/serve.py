@@ -45,9 +45,7 @@ def serve(  # the options of a command
     data_dir: Annotated[Path, typer.Option(help="Database and checkpoints.")] = DEFAULT_DATA_DIR,
     model: Annotated[
         list[str] | None,
-        typer.Option(
-            help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. {NAME} if none is given."
-        ),
+        typer.Option(help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. None means {NAME}."),
     ] = None,
     api_key: Annotated[
         list[str] | None,
@@ -82,10 +80,11 @@ def serve(  # the options of a command
     )
     try:
         with lock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            code = runner.run(_run(config, listener, made_key=not api_key))
+            runner.run(_run(config, listener, made_key=not api_key))
     except MintError as error:
         _stop(str(error))
-    raise typer.Exit(code)
+    except SystemExit:
+        _stop("did not start; the log above says why")  # uvicorn's way to say that the application did not
 
 
 def _stop(message: str) -> NoReturn:
@@ -159,11 +158,12 @@ def _local_key(data_dir: Path) -> str:
     return path.read_text().strip()
 
 
-async def _run(config: ServerConfig, listener: socket.socket, *, made_key: bool) -> int:
-    """Serve until a signal; the exit code.
+async def _run(config: ServerConfig, listener: socket.socket, *, made_key: bool) -> None:
+    """Serve until a signal.
 
     Raises:
         MintError: a model does not load.
+        SystemExit: the application does not start.
     """
     from mint.server.app import create_app  # noqa: PLC0415
     from mint.server.http import HttpServer  # noqa: PLC0415
@@ -185,11 +185,7 @@ async def _run(config: ServerConfig, listener: socket.socket, *, made_key: bool)
         _forget(config)
         server.should_exit = True
         await serving
-    if not server.started:
-        console.print("[red]mint serve:[/red] did not start; the log above says why")
-        return 1
     console.print("mint serve: stopped; runs and checkpoints are kept in", Text(str(config.data_dir)))
-    return 0
 
 
 async def _startup(app: FastAPI, serving: asyncio.Task[None]) -> bool:

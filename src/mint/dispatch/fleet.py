@@ -86,7 +86,7 @@ class _Slot:
 
     @property
     def ready(self) -> bool:
-        return self.worker is not None and not self.worker.died.is_set()
+        return self.worker is not None and self.worker.alive
 
     async def get(self) -> LocalWorker:
         async with self._changed:

@@ -97,6 +97,11 @@ class LocalWorker:
         return self._info
 
     @property
+    def alive(self) -> bool:
+        """Whether commands still reach it. They may stop to before it has ended, and before that is known."""
+        return not (self.died.is_set() or self._writer.is_closing())
+
+    @property
     def pid(self) -> int:
         """Of the process."""
         return self._process.pid
@@ -104,7 +109,7 @@ class LocalWorker:
     def execute(self, command: Command) -> asyncio.Future[Result]:
         """See `Worker`."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        if self.died.is_set():
+        if not self.alive:
             answer.set_exception(WorkerDiedError("the worker has ended"))
             return answer
         number = next(self._numbers)
@@ -130,6 +135,7 @@ class LocalWorker:
                 while True:
                     number, answer = await _receive_message(self._reader)
                     self._resolve(number, answer)
+            self._writer.close()
             code = await self._process.wait()
             if not self._closing:
                 logger.error("the worker for %s ended with code %s", self._info.name, code)

@@ -109,7 +109,9 @@ class RunStream:
             first = min(self._sent)
             self._deaths[first] = self._deaths.get(first, 0) + 1
         self._exposed = False
+        self._broken = None
         self._worker = None
+        self._stop_gap_timer()
         self._restoring.cancel()
         self._restoring = asyncio.create_task(self._restore())
 
@@ -125,8 +127,7 @@ class RunStream:
     async def stop(self) -> None:
         """Do nothing more but write the results that have come."""
         self._restoring.cancel()
-        if self._gap_timer is not None:
-            self._gap_timer.cancel()
+        self._stop_gap_timer()
         await self._written()
 
     # --- order ----------------------------------------------------------------------------------------------
@@ -150,11 +151,15 @@ class RunStream:
         self._watch_gap(progress=self._next > before)
 
     def _watch_gap(self, *, progress: bool) -> None:
-        if self._gap_timer is not None and (progress or not self._waiting):
-            self._gap_timer.cancel()
-            self._gap_timer = None
+        if progress or not self._waiting:
+            self._stop_gap_timer()
         if self._waiting and self._gap_timer is None:
             self._gap_timer = asyncio.get_running_loop().call_later(self._gap_seconds, self._give_up_gap)
+
+    def _stop_gap_timer(self) -> None:
+        if self._gap_timer is not None:
+            self._gap_timer.cancel()
+            self._gap_timer = None
 
     def _give_up_gap(self) -> None:
         self._gap_timer = None
@@ -214,7 +219,6 @@ class RunStream:
 
     async def _restore(self) -> None:
         """Rebuild the run on a worker and go on where the last one stopped."""
-        self._broken = None
         worker = await self._fleet.worker(self._model)
         await self._written()  # results that arrived before the death belong to the history
         try:

@@ -26,12 +26,13 @@ StopReason = Literal["stop", "length"]
 class ModelInfo:
     """What a served base model is. Filled by the engine worker once it has loaded the model.
 
-    `stop_token_ids` end a sample when the request does not say where to stop. `max_sample_length` bounds prompt and
-    sample together: the context, or what the key/value cache holds, whichever is less.
+    `tokenizer` is what clients load it from: a folder of this machine, or a Hugging Face name. `stop_token_ids` end a
+    sample when the request does not say where to stop. `max_sample_length` bounds prompt and sample together: the
+    context, or what the key/value cache holds, whichever is less.
     """
 
     name: str
-    path: Path
+    tokenizer: str
     architecture: str
     vocab_size: int
     max_context_length: int
@@ -157,7 +158,7 @@ class OptimStep:
 
 @dataclass(frozen=True)
 class SaveState:
-    """Write weights and optimizer to `directory`, which exists and is empty."""
+    """Write weights and optimizer to `directory`, which is made, or made empty, for it."""
 
     run_id: str
     directory: Path
@@ -165,7 +166,7 @@ class SaveState:
 
 @dataclass(frozen=True)
 class ExportRevision:
-    """Write the weights to `directory`, which exists and is empty, as the revision `key`."""
+    """Write the weights to `directory`, which is made, or made empty, for it, as the revision `key`."""
 
     run_id: str
     directory: Path

@@ -32,7 +32,7 @@ from mint.engine.core import (
     Unloaded,
     UnloadRun,
 )
-from mint.engine.files import sync_folder
+from mint.engine.files import fresh_folder, sync_folder
 from mint.engine.generator import Generator
 from mint.engine.revisions import RevisionCache
 from mint.engine.scheduler import Passes, Scheduler, Side, Single
@@ -52,7 +52,7 @@ class Engine:
         self._scheduler = Scheduler(config.max_batch_tokens)
         self._trainer = Trainer(model, name, config)
         self._generator = Generator(model, config, token_bytes)
-        self._revisions = RevisionCache(model.sites, model.device, config.max_resident_revisions)
+        self._revisions = RevisionCache(model.sites, model.device, config.revision_cache_bytes)
         self._passes: tuple[tuple[int, ...], PassExecution] | None = None
 
     @property
@@ -176,9 +176,11 @@ class Engine:
             case OptimStep(run_id, adam):
                 return Stepped(trainer.step(run_id, adam))
             case SaveState(run_id, directory):
+                fresh_folder(directory)
                 trainer.save(run_id, directory)
                 return Saved(sync_folder(directory))
             case ExportRevision(run_id, directory, key):
+                fresh_folder(directory)
                 trainer.export(run_id, directory)
                 saved = Saved(sync_folder(directory))
                 self._keep_revision(run_id, key)

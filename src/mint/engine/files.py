@@ -4,6 +4,13 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from shutil import rmtree
+
+
+def fresh_folder(directory: Path) -> None:
+    """Make an empty folder; what a worker that died while writing it left there is removed."""
+    rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
 
 
 def sync_folder(directory: Path) -> int:

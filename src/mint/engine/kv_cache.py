@@ -53,7 +53,7 @@ class BlockAllocator:
 class KVCache:
     """The memory itself: per layer, keys and values of shape (N, S, K, D)."""
 
-    def __init__(  # noqa: PLR0913
+    def __init__(
         self,
         *,
         num_layers: int,

@@ -17,9 +17,13 @@ from mint.errors import BadRequestError
 
 @dataclass(frozen=True)
 class LossSpec:
-    """Inputs a datum must carry beside `target_tokens` and `weights`, and settings with their defaults."""
+    """Inputs a datum must carry beside `target_tokens` and `weights`, and settings with their defaults.
+
+    `not_served` are inputs that would change the loss and are refused; others that it does not know it leaves alone.
+    """
 
     required: tuple[str, ...] = ()
+    not_served: tuple[str, ...] = ()
     config: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -29,7 +33,7 @@ POLICY_INPUTS = ("logprobs", "advantages")
 LOSS_SPECS: dict[str, LossSpec] = {
     "cross_entropy": LossSpec(),
     "importance_sampling": LossSpec(required=POLICY_INPUTS),
-    "ppo": LossSpec(required=POLICY_INPUTS, config=CLIP),
+    "ppo": LossSpec(required=POLICY_INPUTS, not_served=tuple(CLIP), config=CLIP),
 }
 
 
@@ -72,6 +76,13 @@ def _check_datum(index: int, datum: Datum, spec: LossSpec, model: ModelInfo) -> 
             datum=index,
         )
     check_token_ids(datum.tokens, model, f"{path}.model_input", index)
+    for name in spec.not_served:
+        if name in datum.loss_inputs:
+            raise BadRequestError(
+                "is not served for each token yet; set it in loss_fn_config",
+                field=f"{path}.loss_fn_inputs.{name}",
+                datum=index,
+            )
     inputs: dict[str, LossInput] = {"weights": np.ones(length, np.float32)}
     for name in ("target_tokens", "weights", *spec.required):
         value = datum.loss_inputs.get(name)

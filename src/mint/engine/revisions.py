@@ -13,12 +13,12 @@ from mint.models.lora import LinearSite
 
 
 class RevisionCache:
-    """At most `capacity` revisions; a sequence that is being sampled keeps its own reference."""
+    """Revisions of at most `max_bytes` in sum; a sequence that is being sampled keeps its own reference."""
 
-    def __init__(self, sites: Sequence[LinearSite], device: torch.device, capacity: int) -> None:
+    def __init__(self, sites: Sequence[LinearSite], device: torch.device, max_bytes: int) -> None:
         self._sites = sites
         self._device = device
-        self._capacity = capacity
+        self._max_bytes = max_bytes
         self._loaded: OrderedDict[str, Adapter] = OrderedDict()
 
     def get(self, revision: Revision) -> Adapter:
@@ -37,5 +37,8 @@ class RevisionCache:
         """Keep a revision, as the most recently used."""
         self._loaded[key] = adapter
         self._loaded.move_to_end(key)
-        while len(self._loaded) > self._capacity:
+        while self._num_bytes() > self._max_bytes:
             self._loaded.popitem(last=False)
+
+    def _num_bytes(self) -> int:
+        return sum(adapter.flat.nbytes for adapter in self._loaded.values())

@@ -19,6 +19,9 @@ from mint.engine.core import SamplingParams
 
 UInt64Array = npt.NDArray[np.uint64]
 
+GREEDY_BELOW = 1e-5
+"""A temperature below which logits would overflow when divided by it; the likeliest token has all the probability."""
+
 GOLDEN_GAMMA = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -42,13 +45,15 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], noise: npt.NDArray[np
 
     Returns:
         int64 (B,) tokens and float32 (B,) log-probabilities, each of the distribution the token was drawn
-        from: after temperature, top_k and top_p. Greedy tokens (temperature 0) carry the model's own
+        from: after temperature, top_k and top_p. Greedy tokens (temperature 0, or as good as) carry the model's own
         log-probability. Where logits are not finite, neither is the log-probability, and the token means
         nothing.
     """
-    temperatures = torch.tensor([p.temperature or 1.0 for p in params], device=logits.device)
+    is_greedy = [p.temperature < GREEDY_BELOW for p in params]
+    temperatures = torch.tensor([1.0 if g else p.temperature for g, p in zip(is_greedy, params, strict=True)])
+    temperatures = temperatures.to(logits.device)
     logprobs = torch.log_softmax(_filter(logits / temperatures[:, None], params), dim=1)
-    greedy = torch.tensor([p.temperature == 0 for p in params], device=logits.device)
+    greedy = torch.tensor(is_greedy, device=logits.device)
     tokens = torch.where(greedy, logits.argmax(dim=1), _invert(logprobs, torch.from_numpy(noise)))
     return tokens, logprobs.gather(1, tokens[:, None])[:, 0]
 
@@ -65,7 +70,7 @@ def _invert(logprobs: Tensor, noise: Tensor) -> Tensor:
 def _filter(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     """Set to −∞ what top_k or top_p exclude; rows without a filter cost nothing."""
     vocab = logits.shape[1]
-    rows = [i for i, p in enumerate(params) if p.temperature and (0 < p.top_k < vocab or p.top_p < 1)]
+    rows = [i for i, p in enumerate(params) if p.temperature >= GREEDY_BELOW and (0 < p.top_k < vocab or p.top_p < 1)]
     for i in rows:
         logits[i] = _filter_row(logits[i], params[i].top_k, params[i].top_p)
     return logits

@@ -44,7 +44,7 @@ def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, Mod
     engine = Engine(model, source.name, config, token_bytes(tokenizer, vocab_size))
     info = ModelInfo(
         name=source.name,
-        path=folder,
+        tokenizer=str(folder) if Path(location).is_dir() else location,
         architecture=(model.config.architectures or [model.config.model_type])[0],
         vocab_size=vocab_size,
         max_context_length=max_context_length,

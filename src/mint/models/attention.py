@@ -61,7 +61,7 @@ def _unpack(packed: Tensor, count: int) -> Tensor:
     return packed.view(heads, count, tokens // count, size).transpose(0, 1)
 
 
-def attend(  # noqa: PLR0913
+def attend(
     module: nn.Module,
     query: Tensor,
     key: Tensor,

@@ -20,9 +20,9 @@ from mint.server.auth import Keys
 from mint.server.body import LimitedBody
 from mint.server.catalog import Catalog
 from mint.server.operations.submit import ServerJournal, resume
+from mint.server.results import Results
 from mint.server.routes import bootstrap, futures, models, operations, samplers, sessions
 from mint.server.services import Services
-from mint.server.results import Results
 from mint.store.database import Database
 
 logger = logging.getLogger(__name__)

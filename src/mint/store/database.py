@@ -38,7 +38,8 @@ class Database:
     def __init__(self, url: str) -> None:
         self._engine = create_engine(url)
         if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _set_pragmas)
+            event.listen(self._engine, "connect", _prepare)
+            event.listen(self._engine, "begin", _begin)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
         _migrate(self._engine)
         self._connection = self._engine.connect()
@@ -64,9 +65,15 @@ class Database:
         self._engine.dispose()
 
 
-def _set_pragmas(connection: SQLiteConnection, _record: Any) -> None:
+def _prepare(connection: SQLiteConnection, _record: Any) -> None:
+    # left to itself, the driver begins a transaction only before it writes rows, and so not before it makes tables
+    connection.isolation_level = None
     for pragma in PRAGMAS:
         connection.execute(f"PRAGMA {pragma}")
+
+
+def _begin(connection: Connection) -> None:
+    connection.exec_driver_sql("BEGIN")
 
 
 def _migrate(engine: Engine) -> None:

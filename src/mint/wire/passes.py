@@ -180,16 +180,18 @@ def _datum_from_json(value: object, where: str) -> PassDatum:
     chunks = _object(datum.get("model_input"), f"{where}.model_input").get("chunks")
     if not isinstance(chunks, list):
         raise BadRequestError("must be a list", field=f"{where}.model_input.chunks")
-    tokens = [
-        chunk_tokens(_object(chunk, path), path)
-        for place, chunk in enumerate(chunks)
-        for path in [f"{where}.model_input.chunks[{place}]"]
-    ]
+    tokens = _concatenate(
+        [
+            chunk_tokens(_object(chunk, path), path)
+            for place, chunk in enumerate(chunks)
+            for path in [f"{where}.model_input.chunks[{place}]"]
+        ]
+    )
     inputs = {
-        name: decode_json_tensor(tensor, f"{where}.loss_fn_inputs.{name}")
+        name: decode_json_tensor(tensor, f"{where}.loss_fn_inputs.{name}", rows=len(tokens))
         for name, tensor in _object(datum.get("loss_fn_inputs") or {}, f"{where}.loss_fn_inputs").items()
     }
-    return PassDatum(_concatenate(tokens), inputs)
+    return PassDatum(tokens, inputs)
 
 
 def chunk_tokens(chunk: dict[str, Any], where: str) -> npt.NDArray[np.int32]:
@@ -235,7 +237,7 @@ def encode_pass_output(logprobs: Sequence[npt.NDArray[np.float32]], metrics: dic
 
 
 def pass_output_as_json(body: bytes) -> dict[str, Any]:
-    """A stored `ForwardBackwardOutput` as older SDKs read it; JSON has no NaN, so there it is null."""
+    """A stored `ForwardBackwardOutput` as older SDKs read it; JSON has no NaN: null, or no metric at all."""
     output = pb.ForwardBackwardOutput.FromString(body)
     field = output.loss_fn_outputs[0].fields["logprobs"]
     values = np.frombuffer(field.data, "<f4")
@@ -246,7 +248,7 @@ def pass_output_as_json(body: bytes) -> dict[str, Any]:
         "loss_fn_outputs": [
             {"logprobs": {"data": finite(piece), "dtype": "float32", "shape": [len(piece)]}} for piece in pieces
         ],
-        "metrics": dict(zip(output.metrics, finite(output.metrics.values()), strict=True)),
+        "metrics": {name: value for name, value in output.metrics.items() if math.isfinite(value)},
     }
 
 

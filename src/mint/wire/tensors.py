@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -58,21 +58,35 @@ def _frombuffer(data: bytes, dtype: np.dtype[Any], where: str) -> Array:
 
 
 def _decode_csr(message: pb.Tensor, where: str, rows: int) -> Array:
-    """Compressed sparse rows to a dense matrix; entries not listed are 0."""
     csr = message.sparse_csr
-    shape = tuple(message.shape)
-    if len(shape) != 2 or shape[0] != rows or math.prod(shape) > MAX_ELEMENTS or min(shape) < 0:
+    int64 = NUMPY_TYPES[pb.DTYPE_INT64]
+    parts = _Csr(
+        _narrow(_decode_bytes(csr.values, message.dtype, where)),
+        _frombuffer(csr.crow_indices, int64, where),
+        _frombuffer(csr.col_indices, int64, where),
+    )
+    return _dense(parts, tuple(message.shape), rows, where)
+
+
+class _Csr(NamedTuple):
+    """Compressed sparse rows; entries not listed are 0."""
+
+    values: Array
+    starts: Array
+    columns: Array
+
+
+def _dense(csr: _Csr, shape: tuple[int, ...], rows: int, where: str) -> Array:
+    if len(shape) != 2 or shape[0] != rows or shape[1] < 0 or math.prod(shape) > MAX_ELEMENTS:
         raise BadRequestError(
             f"is sparse with shape {shape}; model_input has {rows} tokens, so it must be ({rows}, K) with at most "
             f"{MAX_ELEMENTS} elements",
             field=where,
         )
-    values = _narrow(_decode_bytes(csr.values, message.dtype, where))
-    starts = _frombuffer(csr.crow_indices, NUMPY_TYPES[pb.DTYPE_INT64], where)
-    columns = _frombuffer(csr.col_indices, NUMPY_TYPES[pb.DTYPE_INT64], where)
+    values, starts, columns = csr
     counts = np.diff(starts)
     consistent = (
-        len(starts) == shape[0] + 1
+        len(starts) == rows + 1
         and starts[0] == 0
         and starts[-1] == len(values) == len(columns)
         and (counts >= 0).all()
@@ -81,7 +95,7 @@ def _decode_csr(message: pb.Tensor, where: str, rows: int) -> Array:
     if not consistent:
         raise BadRequestError("has CSR indices that do not fit its shape and values", field=where)
     dense = np.zeros(shape, values.dtype)
-    dense[np.repeat(np.arange(shape[0]), counts), columns] = values
+    dense[np.repeat(np.arange(rows), counts), columns] = values
     return dense
 
 
@@ -90,8 +104,10 @@ def _narrow(array: Array) -> Array:
     return array.astype(np.int64) if array.dtype == np.int32 else array
 
 
-def decode_json_tensor(value: object, where: str) -> Array:
-    """The SDK's TensorData as JSON: `{data, dtype, shape?}`.
+def decode_json_tensor(value: object, where: str, rows: int) -> Array:
+    """The SDK's TensorData as JSON: `{data, dtype, shape?, sparse_crow_indices?, sparse_col_indices?}`.
+
+    A sparse one must have `rows` rows, as in `decode_tensor`.
 
     Raises:
         BadRequestError: it is not that, or shape and data differ.
@@ -102,14 +118,25 @@ def decode_json_tensor(value: object, where: str) -> Array:
     if dtype is None:
         raise BadRequestError(f"has dtype {value.get('dtype')!r}; known are {', '.join(JSON_TYPES)}", field=where)
     array = numbers(value["data"], dtype, where)
-    try:
-        return array.reshape(value["shape"]) if value.get("shape") is not None else array
-    except (ValueError, TypeError, OverflowError):
-        shape = value["shape"]
-        raise BadRequestError(f"has {array.size} elements, which do not fill its shape {shape}", field=where) from None
+    shape = _shape(value.get("shape"), where) or array.shape
+    if value.get("sparse_crow_indices") is not None:
+        starts, columns = (
+            numbers(value.get(name) or [], np.dtype(np.int64), f"{where}.{name}")
+            for name in ("sparse_crow_indices", "sparse_col_indices")
+        )
+        return _dense(_Csr(array, starts, columns), shape, rows, where)
+    if math.prod(shape) != array.size:
+        raise BadRequestError(f"has {array.size} elements, which do not fill its shape {shape}", field=where)
+    return array.reshape(shape)
 
 
-def numbers(values: list[Any], dtype: np.dtype[Any], where: str) -> Array:
+def _shape(value: object, where: str) -> tuple[int, ...]:
+    if not isinstance(value, list | None) or not all(type(size) is int and size >= 0 for size in value or ()):
+        raise BadRequestError("must be a list of whole numbers", field=f"{where}.shape")
+    return tuple(value or ())
+
+
+def numbers(values: object, dtype: np.dtype[Any], where: str) -> Array:
     """A JSON list as an array; nothing is rounded, parsed from text or wrapped around.
 
     Raises:
@@ -119,8 +146,8 @@ def numbers(values: list[Any], dtype: np.dtype[Any], where: str) -> Array:
     try:
         array = np.asarray(values)
     except (ValueError, OverflowError):
-        array = np.empty(1, object)
-    if array.size and array.dtype.kind not in kinds:
+        array = np.asarray(None)
+    if not isinstance(values, list) or (array.size and array.dtype.kind not in kinds):
         raise BadRequestError(f"must have {expected} of {dtype.name} only", field=where)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         return array.astype(dtype)

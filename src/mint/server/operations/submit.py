@@ -182,9 +182,7 @@ async def _write(services: Services, operation: Operation, status: Status, compl
         journal.finish(connection, operation.request_id, status, completion.media_type, completion.body)
 
     await services.database.transaction(write)
-    finished = replace(
-        operation, status=status, payload=b"", result_type=completion.media_type, result=completion.body
-    )
+    finished = replace(operation, status=status, payload=b"", result_type=completion.media_type, result=completion.body)
     services.results.put(finished)
 
 

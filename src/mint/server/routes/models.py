@@ -15,7 +15,7 @@ router = APIRouter(tags=["models"])
 
 @router.post("/get_info")
 async def get_info(request: ModelRequest, services: Ready, owner: Owner) -> dict[str, Any]:
-    """A run's base model and LoRA. `tokenizer_id` is a folder on this machine: no network is needed."""
+    """A run's base model and LoRA. `tokenizer_id` of a local model is a folder on this machine."""
     run = await services.database.transaction(lambda c: access.run(c, request.model_id, owner))
     model = services.catalog.model(run.base_model)
     return {
@@ -28,6 +28,6 @@ async def get_info(request: ModelRequest, services: Ready, owner: Owner) -> dict
         "model_data": {
             "arch": model.architecture,
             "model_name": run.base_model,
-            "tokenizer_id": str(model.path),
+            "tokenizer_id": model.tokenizer,
         },
     }

@@ -1,0 +1,269 @@
+"""Workers, a fleet and a journal in memory, moved by hand: what happens when is the test's to say."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+import numpy as np
+
+from mint.dispatch.streams import History, Ticket
+from mint.engine.core import (
+    AdamParams,
+    Command,
+    CreateRun,
+    ExportRevision,
+    ForwardBackward,
+    LoadState,
+    LoraShape,
+    ModelInfo,
+    OptimStep,
+    Passed,
+    RestoreRun,
+    Result,
+    RunReady,
+    Sample,
+    Sampled,
+    SampledSequence,
+    Saved,
+    SaveState,
+    Stepped,
+    Unloaded,
+    UnloadRun,
+    WorkerDiedError,
+)
+from mint.errors import MintError
+
+MODEL = "base"
+INFO = ModelInfo(
+    name=MODEL,
+    tokenizer="/nowhere",
+    architecture="Fake",
+    vocab_size=100,
+    max_context_length=64,
+    max_sample_length=64,
+    stop_token_ids=(2,),
+    max_lora_rank=32,
+    num_parameters=1,
+)
+
+
+class FakeClock:
+    """Timers of the running loop, which run out when `advance` is called."""
+
+    def __init__(self) -> None:
+        self._now = 0.0
+        self._timers: list[tuple[float, Callable[[], object], asyncio.Event]] = []
+        asyncio.get_running_loop().call_later = self._call_later  # type: ignore[method-assign]
+
+    def advance(self, seconds: float) -> None:
+        self._now += seconds
+        due = [timer for timer in self._timers if timer[0] <= self._now]
+        self._timers = [timer for timer in self._timers if timer[0] > self._now]
+        for _, callback, cancelled in sorted(due, key=lambda timer: timer[0]):
+            if not cancelled.is_set():
+                callback()
+
+    def _call_later(self, delay: float, callback: Callable[[], object]) -> Handle:
+        handle = Handle()
+        self._timers.append((self._now + delay, callback, handle.cancelled))
+        return handle
+
+
+class Handle:
+    """Of a timer."""
+
+    def __init__(self) -> None:
+        self.cancelled = asyncio.Event()
+
+    def cancel(self) -> None:
+        self.cancelled.set()
+
+
+class FakeWorker:
+    """A worker that executes what it was sent when `work` is called; a run's state is the commands that made it."""
+
+    def __init__(self, info: ModelInfo = INFO, deadly: Callable[[Command], bool] = lambda _: False) -> None:
+        self.info = info
+        self.died = asyncio.Event()
+        self.runs: dict[str, list[Command]] = {}
+        self.executed: list[Command] = []
+        self._deadly = deadly
+        self._inbox: deque[tuple[Command, asyncio.Future[Result]]] = deque()
+
+    def execute(self, command: Command) -> asyncio.Future[Result]:
+        answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        if self.died.is_set():
+            answer.set_exception(WorkerDiedError())
+        else:
+            self._inbox.append((command, answer))
+        return answer
+
+    @property
+    def backlog(self) -> list[Command]:
+        return [command for command, _ in self._inbox]
+
+    def work(self) -> bool:
+        """Execute the next command; False if there is none."""
+        if not self._inbox:
+            return False
+        command, answer = self._inbox[0]
+        if self._deadly(command):
+            self.die()
+            return False
+        self._inbox.popleft()
+        self.executed.append(command)
+        outcome = self._execute(command)
+        if not answer.done():
+            if isinstance(outcome, MintError):
+                answer.set_exception(outcome)
+            else:
+                answer.set_result(outcome)
+        return True
+
+    def die(self) -> None:
+        self.died.set()
+        for _, answer in self._inbox:
+            if not answer.done():
+                answer.set_exception(WorkerDiedError())
+                answer.exception()
+        self._inbox.clear()
+
+    async def close(self) -> None:
+        self.die()
+
+    def _execute(self, command: Command) -> Result | MintError:
+        if isinstance(command, Sample):
+            return _sampled(command)
+        if isinstance(command, CreateRun | RestoreRun):
+            self.runs[command.run_id] = [command]
+            return RunReady(command.lora if isinstance(command, CreateRun) else LoraShape(4, 0))
+        if command.run_id not in self.runs:
+            return MintError(f"run {command.run_id} is not loaded")
+        if isinstance(command, UnloadRun):
+            del self.runs[command.run_id]
+            return Unloaded()
+        if isinstance(command, SaveState | ExportRevision):
+            (command.directory / "weights").write_text(repr(len(self.runs[command.run_id])))
+            return Saved(1)
+        if isinstance(command, ForwardBackward) and command.forward_only:
+            return self._passed(command)
+        self.runs[command.run_id].append(command)
+        if isinstance(command, ForwardBackward):
+            return self._passed(command)
+        if isinstance(command, LoadState):
+            return RunReady(LoraShape(4, 0))
+        assert isinstance(command, OptimStep)
+        return Stepped({"step": float(len(self.runs[command.run_id]) - 1)})
+
+    def _passed(self, command: ForwardBackward) -> Passed:
+        """The log-probabilities tell how much has happened to the run."""
+        value = -float(len(self.runs[command.run_id]))
+        logprobs = tuple(np.full(len(datum.tokens), value, np.float32) for datum in command.data)
+        return Passed(logprobs, {"loss:sum": -value})
+
+
+def _sampled(command: Sample) -> Sampled:
+    tokens = np.arange(command.params.max_tokens, dtype=np.int32) % 90 + 3
+    sequence = SampledSequence(tokens, np.full(len(tokens), -0.5, np.float32), "length")
+    prompt = np.full(len(command.prompt), -1.0, np.float32)
+    prompt[0] = np.nan
+    return Sampled((sequence,) * command.num_samples, prompt if command.prompt_logprobs else None)
+
+
+class FakeFleet:
+    """One model's place; the next worker comes when `start` is called."""
+
+    def __init__(self, deadly: Callable[[Command], bool] = lambda _: False) -> None:
+        self.on_death: Callable[[str], None] = lambda _model: None
+        self.current: FakeWorker | None = None
+        self.deaths = 0
+        self._deadly = deadly
+        self._suspects = asyncio.Lock()
+        self._changed = asyncio.Event()
+
+    async def worker(self, _name: str) -> FakeWorker:
+        while self.current is None:
+            self._changed.clear()
+            await self._changed.wait()
+        return self.current
+
+    def suspects(self, _name: str) -> asyncio.Lock:
+        return self._suspects
+
+    def start(self) -> FakeWorker:
+        self.current = FakeWorker(deadly=self._deadly)
+        self._changed.set()
+        return self.current
+
+    def kill(self) -> None:
+        if self.current is not None:
+            self.current.die()
+            self.bury()
+
+    def bury(self) -> None:
+        """What the supervisor does once a worker has died."""
+        assert self.current is not None
+        self.current = None
+        self.deaths += 1
+        self.on_death(MODEL)
+
+
+@dataclass
+class FakeJournal:
+    """Finished operations of one run; `writes_slowly` makes a result take some turns of the loop to be written."""
+
+    run_id: str = "run"
+    writes_slowly: int = 0
+    done: dict[int, Command] = field(default_factory=dict)
+    outcomes: dict[int, Result | MintError] = field(default_factory=dict)
+    finishes: Counter[int] = field(default_factory=Counter)
+    histories: list[History] = field(default_factory=list)
+    waiters: defaultdict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
+    _numbers: count[int] = field(default_factory=count)
+
+    def ticket(self, seq_id: int, command: Command | None = None) -> Ticket:
+        if command is None:
+            command = step(seq_id, self.run_id) if seq_id else CreateRun(self.run_id, LoraShape(4, 0))
+        wanted = command
+
+        async def finish(outcome: Result | MintError) -> None:
+            for _ in range(self.writes_slowly):
+                await asyncio.sleep(0)
+            self.finishes[seq_id] += 1
+            self.outcomes[seq_id] = outcome
+            if not isinstance(outcome, MintError):
+                self.done[seq_id] = wanted
+            self.waiters[seq_id].set()
+
+        return Ticket(f"req-{next(self._numbers)}", seq_id, MODEL, command, finish)
+
+    async def history(self, run_id: str) -> History:
+        assert run_id == self.run_id
+        await asyncio.sleep(0)
+        following = next(number for number in count(max(self.done, default=-1) + 1) if number not in self.outcomes)
+        self.histories.append(History(following, tuple(self.done[number] for number in sorted(self.done))))
+        return self.histories[-1]
+
+
+def step(number: int, run_id: str = "run") -> OptimStep:
+    """An operation that can be told from others."""
+    return OptimStep(run_id, AdamParams(learning_rate=float(number)))
+
+
+async def settle() -> None:
+    """Let everything happen that can happen without the worker."""
+    for _ in range(30):
+        await asyncio.sleep(0)
+
+
+async def work_off(fleet: FakeFleet) -> None:
+    """Let the worker do all it has, and what follows from it."""
+    await settle()
+    while fleet.current is not None and fleet.current.work():
+        await settle()
+    if fleet.current is not None and fleet.current.died.is_set():
+        fleet.bury()

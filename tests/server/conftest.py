@@ -1,0 +1,36 @@
+"""Fixtures of the server's tests: one live server for all that does not hurt it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+import mint
+
+from .inprocess import serve
+from .live import ALICE, BOB, LiveServer, tiny_model
+
+__all__ = ["serve"]
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
+    folder = tmp_path_factory.mktemp("live")
+    server = LiveServer(folder, "--model", tiny_model(folder)).start()
+    yield server
+    assert server.stop() == 0, server.output
+
+
+@pytest.fixture
+def alice(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[mint.ServiceClient]:
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
+    with mint.ServiceClient(base_url=live.url, api_key=ALICE) as service:
+        yield service
+
+
+@pytest.fixture
+def bob(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[mint.ServiceClient]:
+    monkeypatch.setenv("TINKER_TELEMETRY", "0")
+    with mint.ServiceClient(base_url=live.url, api_key=BOB) as service:
+        yield service

@@ -1,0 +1,117 @@
+"""Transactions, migrations, and what survives."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, create_engine, inspect
+from sqlalchemy.exc import IntegrityError
+
+from mint.store import database as module
+from mint.store import journal, repository
+from mint.store.database import Database
+from mint.store.schema import Session, metadata
+
+from .conftest import Transact
+from .rows import insert_run, operation, run, session
+
+
+def test_the_migrations_make_the_schema(database: Database) -> None:
+    def differences(connection: Connection) -> list[Any]:
+        return compare_metadata(MigrationContext.configure(connection, opts={"compare_type": True}), metadata)
+
+    assert asyncio.run(database.transaction(differences)) == []
+
+
+def test_opening_again_changes_nothing(tmp_path: Path) -> None:
+    for name in ("first", "second"):
+        opened = Database.at(tmp_path / "mint.db")
+        asyncio.run(opened.transaction(lambda c, name=name: repository.insert(c, session(session_id=name))))
+        opened.close()
+    opened = Database.at(tmp_path / "mint.db")
+    for name in ("first", "second"):
+        assert asyncio.run(opened.transaction(lambda c, name=name: repository.find(c, Session, session_id=name)))
+    opened.close()
+
+
+def test_a_migration_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "mint.db"
+    stamp = "alembic.runtime.migration.HeadMaintainer.update_to_step"
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("killed before the version was written")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stamp, killed)
+        with pytest.raises(RuntimeError):
+            Database.at(path)
+    tables = inspect(create_engine(f"sqlite:///{path}")).get_table_names()
+    assert "operations" not in tables
+    Database.at(path).close()
+
+
+def test_a_transaction_that_raises_leaves_nothing(transact: Transact[Any]) -> None:
+    def half(connection: Connection) -> None:
+        insert_run(connection)
+        journal.append(connection, operation())
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        transact(half)
+    assert transact(lambda c: repository.find(c, Session, session_id="s")) is None
+    assert transact(lambda c: journal.find(c, "r1")) is None
+    transact(insert_run)
+
+
+def test_foreign_keys_hold(transact: Transact[Any]) -> None:
+    with pytest.raises(IntegrityError):
+        transact(lambda c: repository.insert(c, run(session_id="unknown")))
+
+
+def test_transactions_of_many_tasks_do_not_mix(database: Database) -> None:
+    seen: list[tuple[str, int]] = []
+
+    async def all_at_once() -> None:
+        def work(number: int) -> Any:
+            def inside(connection: Connection) -> None:
+                seen.append(("begin", number))
+                repository.insert(connection, session(session_id=str(number)))
+                seen.append(("end", number))
+
+            return inside
+
+        await asyncio.gather(*(database.transaction(work(number)) for number in range(50)))
+
+    asyncio.run(all_at_once())
+    assert seen == [(step, number) for number in range(50) for step in ("begin", "end")]
+
+
+def test_what_is_committed_survives_a_killed_process(tmp_path: Path) -> None:
+    program = f"""
+import asyncio, os, signal
+from pathlib import Path
+from mint.store import repository
+from mint.store.database import Database
+from tests.store.rows import session
+database = Database.at(Path({str(tmp_path / "mint.db")!r}))
+asyncio.run(database.transaction(lambda c: repository.insert(c, session())))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False, timeout=60).returncode == -9
+    opened = Database.at(tmp_path / "mint.db")
+    assert asyncio.run(opened.transaction(lambda c: repository.find(c, Session, session_id="s"))) is not None
+    opened.close()
+
+
+def test_the_file_is_in_wal_mode(database: Database, tmp_path: Path) -> None:
+    assert sqlite3.connect(tmp_path / "mint.db").execute("PRAGMA journal_mode").fetchone() == ("wal",)
+    assert "journal_mode=WAL" in module.PRAGMAS
