@@ -50,7 +50,8 @@ class ServerConfig:
     Attributes:
         api_keys: keys that may talk to this server; each is a tenant of its own.
         long_poll_seconds: how long `retrieve_future` is held open; the SDK gives up after 45.
-        gap_seconds: how long a run waits for a sequence number that never arrives before it goes on without it.
+        gap_seconds: how long a run waits for a sequence number that never arrives before it goes on without it; the SDK
+            goes on sending one for 300.
         max_body_bytes: largest request body, after decompression.
     """
 
@@ -61,7 +62,7 @@ class ServerConfig:
     port: int = DEFAULT_PORT
     database_url: str | None = None
     long_poll_seconds: float = 25.0
-    gap_seconds: float = 30.0
+    gap_seconds: float = 300.0
     max_body_bytes: int = 256 << 20
     engine: EngineConfig = field(default_factory=EngineConfig)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -35,6 +35,7 @@ from mint.engine.core import (
     UnloadRun,
     WorkerDiedError,
 )
+from mint.engine.files import fresh_folder
 from mint.errors import MintError
 
 MODEL = "base"
@@ -110,11 +111,10 @@ class FakeWorker:
         """Execute the next command; False if there is none."""
         if not self._inbox:
             return False
-        command, answer = self._inbox[0]
-        if self._deadly(command):
+        if any(self._deadly(command) for command in self._batch()):
             self.die()
             return False
-        self._inbox.popleft()
+        command, answer = self._inbox.popleft()
         self.executed.append(command)
         outcome = self._execute(command)
         if not answer.done():
@@ -123,6 +123,10 @@ class FakeWorker:
             else:
                 answer.set_result(outcome)
         return True
+
+    def _batch(self) -> Iterable[Command]:
+        """What a real worker would have in hand at once: all samples, and of each run what comes first."""
+        return {getattr(command, "run_id", id(command)): command for command in reversed(self.backlog)}.values()
 
     def die(self) -> None:
         self.died.set()
@@ -147,6 +151,7 @@ class FakeWorker:
             del self.runs[command.run_id]
             return Unloaded()
         if isinstance(command, SaveState | ExportRevision):
+            fresh_folder(command.directory)
             (command.directory / "weights").write_text(repr(len(self.runs[command.run_id])))
             return Saved(1)
         if isinstance(command, ForwardBackward) and command.forward_only:

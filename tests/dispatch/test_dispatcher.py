@@ -125,7 +125,7 @@ def test_unload_waits_for_the_runs_work_and_nobody_waits_for_unload() -> None:
     play(scene)
 
 
-def test_a_death_concerns_every_run_of_its_model_only() -> None:
+def test_a_death_concerns_the_runs_of_its_model_that_have_work() -> None:
     async def scene() -> None:
         fleet = FakeFleet()
         journal = FakeJournal()
@@ -134,12 +134,19 @@ def test_a_death_concerns_every_run_of_its_model_only() -> None:
         dispatcher.submit("run", journal.ticket(0))
         await work_off(fleet)
         fleet.on_death("another model")
-        await work_off(fleet)
-        assert len(journal.histories) == 1
+        dispatcher.submit("run", journal.ticket(1))
+        await settle()
         fleet.kill()
-        fleet.start()
+        worker = fleet.start()
         await work_off(fleet)
         assert len(journal.histories) == 2
+        fleet.kill()
+        worker = fleet.start()
+        await work_off(fleet)
+        assert worker.executed == []  # nobody uses the run now
+        dispatcher.submit("run", journal.ticket(2))
+        await work_off(fleet)
+        assert worker.runs["run"] == [journal.done[number] for number in range(3)]
 
     play(scene)
 

@@ -254,6 +254,24 @@ def test_a_death_during_the_replay_starts_it_over() -> None:
     play(scene)
 
 
+def test_an_open_operation_is_not_blamed_for_a_death_before_its_turn() -> None:
+    async def scene() -> None:
+        world = World()
+        worker = world.fleet.start()
+        world.arrive(0, 1)
+        await settle()
+        worker.work()
+        await settle()
+        for _ in range(6):
+            world.fleet.kill()
+            world.fleet.start()
+            await settle()  # the replay is with the worker, and not done
+        await work_off(world.fleet)
+        assert sorted(world.journal.done) == [0, 1]
+
+    play(scene)
+
+
 def test_a_failed_operation_is_not_replayed() -> None:
     class Failing(OptimStep):
         pass
@@ -333,12 +351,7 @@ def test_a_bystander_of_a_killer_is_not_given_up() -> None:
                 streams[name].accept(journal.ticket(number))
         while any(len(journal.outcomes) < 3 for journal in journals.values()):
             if fleet.current is None:
-                # the killer comes first on every worker, so that the others never get done before it
-                worker = fleet.start()
-                await settle()
-                worker._inbox = type(worker._inbox)(
-                    sorted(worker._inbox, key=lambda entry: getattr(entry[0], "run_id", "") != "killer")
-                )
+                fleet.start()
             await work_off(fleet)
         assert sorted(journals["killer"].done) == [0, 2]
         for name in ("bystander", "other"):
@@ -422,6 +435,27 @@ def test_drain_waits_for_results_to_be_written() -> None:
         await closed
         assert isinstance(worker.executed[-1], UnloadRun)
         assert worker.runs == {}
+
+    play(scene)
+
+
+def test_a_run_that_is_being_rebuilt_or_written_down_is_not_drained() -> None:
+    async def scene() -> None:
+        world = World(writes_slowly=20)
+        drained = asyncio.ensure_future(world.stream.drain())
+        await settle()
+        assert not drained.done()
+        worker = world.fleet.start()
+        await drained
+        world.arrive(0)
+        await settle()
+        worker.work()
+        await asyncio.sleep(0)
+        drained = asyncio.ensure_future(world.stream.drain())
+        await asyncio.sleep(0)
+        assert not drained.done()
+        await drained
+        assert world.journal.finishes == {0: 1}
 
     play(scene)
 

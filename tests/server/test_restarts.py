@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from sqlalchemy.exc import IntegrityError, OperationalError
 
 from mint.engine.core import CreateRun, ForwardBackward, OptimStep, RestoreRun, Sample, SaveState
 from mint.errors import NotFoundError
 
-from .inprocess import Serve, World, datum, play
+from .inprocess import MODEL, Serve, World, datum, play
 
 
 def killed(folder: Path) -> Path:
@@ -52,6 +55,49 @@ def test_what_was_acknowledged_is_carried_out_by_the_next_process(serve: Serve, 
             assert await world.alice.step(run, 7) == {"metrics": {"step": 6.0}}
             assert world.worker.times(OptimStep) == 4
             assert world.worker.times(SaveState) == 1
+
+    play(scene)
+
+
+def test_a_sample_without_a_seed_is_the_same_after_a_restart(serve: Serve, tmp_path: Path) -> None:
+    async def scene() -> None:
+        seeds = set()
+        async with serve(paused=True) as world:
+            sampler = await world.alice.sampler()
+            body = {"prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {"max_tokens": 2}}
+            future = await world.alice.ok("asample", {**body, "sampling_session_id": sampler, "seq_id": 0})
+            folder = killed(tmp_path / "data")
+            world.worker.resume()
+            await world.alice.retrieve(future["request_id"])
+            seeds.add(world.worker.executed[0].params.seed)
+        async with serve(folder) as world:
+            await world.alice.retrieve(future["request_id"])
+            seeds.add(world.worker.executed[0].params.seed)
+        assert len(seeds) == 1
+
+    play(scene)
+
+
+def test_what_can_no_longer_be_done_fails_and_is_passed_over(serve: Serve, tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            run = await world.alice.run()
+            await world.alice.result("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
+            world.worker.paused = True
+            path = f"tinker://{run}/weights/a"
+            first = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 2})
+            loads = [
+                await world.alice.ok("load_weights", {"model_id": run, "seq_id": number, "path": path})
+                for number in (3, 4, 5)
+            ]
+            last = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 6})
+            folder = killed(tmp_path / "data")
+        shutil.rmtree(folder / "checkpoints")
+        async with serve(folder) as world:
+            for future in (first, last):
+                assert "metrics" in await world.alice.retrieve(future["request_id"])
+            for future in loads:
+                assert "are gone" in (await world.alice.retrieve(future["request_id"]))["error"]
 
     play(scene)
 
@@ -130,7 +176,8 @@ def test_only_what_changes_a_run_is_replayed(serve: Serve) -> None:
             await world.alice.step(run, 5)
         async with serve() as world:
             await world.alice.step(run, 6)
-            assert kinds(world, run) == ["CreateRun", "LoadState", "OptimStep", "OptimStep"]
+            executed = [type(command).__name__ for command in world.worker.executed]
+            assert executed == ["CreateRun", "LoadState", "OptimStep", "OptimStep"]
 
     play(scene)
 
@@ -199,9 +246,9 @@ def test_a_kill_between_files_and_journal_is_mended(
             world.worker.paused = True
             future = await world.alice.ok("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
             folder = killed(tmp_path / "data")
-        (staged,) = (folder / "checkpoints").iterdir()
-        (staged / "weights").write_text("1")
-        staged.rename(staged.with_suffix(""))
+        written = folder / "checkpoints" / future["request_id"]
+        written.mkdir(parents=True)
+        (written / "weights").write_text("1")
         (folder / "checkpoints" / "req-of-a-save-that-failed.staged").mkdir()
         async with serve(folder) as world:
             path = (await world.alice.retrieve(future["request_id"]))["path"]
@@ -230,6 +277,90 @@ def test_a_model_that_is_served_no_more_is_named(serve: Serve) -> None:
                 assert "another" in response.json()["detail"]
         async with serve() as world:
             await world.alice.step(run, 3)
+
+    play(scene)
+
+
+def test_what_is_pending_for_a_model_waits_until_that_is_served_again(serve: Serve, tmp_path: Path) -> None:
+    from mint.config import ModelSource
+
+    async def scene() -> None:
+        async with serve() as world:
+            run = await world.alice.run()
+            world.worker.paused = True
+            future = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 1})
+            folder = killed(tmp_path / "data")
+        async with serve(folder, models=(ModelSource("another", "/"),), long_poll_seconds=0.1) as world:
+            response = await world.alice.post("retrieve_future", {"request_id": future["request_id"]})
+            assert (response.status_code, response.json()["queue_state"]) == (408, "paused_capacity")
+            assert MODEL in response.json()["queue_state_reason"]
+        async with serve(folder) as world:
+            assert await world.alice.retrieve(future["request_id"]) == {"metrics": {"step": 1.0}}
+
+    play(scene)
+
+
+def test_a_database_that_refuses_for_a_while_loses_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            run = await world.alice.run()
+            world.worker.paused = True
+            future = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 1})
+            poll = asyncio.create_task(world.alice.retrieve(future["request_id"]))
+            await asyncio.sleep(0.05)
+            refusals = iter(range(2))
+            original = world.services.database.transaction
+
+            async def transaction(work: Callable[[Any], Any]) -> Any:
+                for _ in refusals:
+                    raise OperationalError("UPDATE", {}, Exception("database or disk is full"))
+                return await original(work)
+
+            monkeypatch.setattr(world.services.database, "transaction", transaction)
+            world.worker.resume()
+            assert await poll == {"metrics": {"step": 1.0}}
+            assert next(refusals, None) is None
+            assert await world.alice.step(run, 2) == {"metrics": {"step": 2.0}}
+
+    play(scene)
+
+
+def test_a_database_that_refuses_for_good_does_not_keep_the_server_from_stopping(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint.dispatch.dispatcher.CLOSE_SECONDS", 0.2)
+
+    async def scene() -> None:
+        async with serve() as world:
+            run = await world.alice.run()
+            world.worker.paused = True
+            future = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 1})
+
+            async def refuse(_work: object) -> None:
+                raise OperationalError("UPDATE", {}, Exception("database or disk is full"))
+
+            monkeypatch.setattr(world.services.database, "transaction", refuse)
+            world.worker.resume()
+            await asyncio.sleep(0.05)
+        async with serve() as world:
+            assert await world.alice.retrieve(future["request_id"]) == {"metrics": {"step": 1.0}}
+
+    play(scene)
+
+
+def test_rows_that_do_not_fit_fail_the_operation(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            run = await world.alice.run()
+
+            def twice(*_: object, **__: object) -> None:
+                raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
+
+            with monkeypatch.context() as patch:
+                patch.setattr("mint.store.repository.put_checkpoint", twice)
+                failed = await world.alice.result("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
+            assert failed["category"] == "server"
+            await world.alice.step(run, 2)
 
     play(scene)
 

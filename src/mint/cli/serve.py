@@ -224,7 +224,9 @@ def _announce(config: ServerConfig, seconds: float, *, made_key: bool) -> None:
         console.print(f"the credentials file could not be written ({error}), so programs need to be told:\n")
     console.print(f"  export MINT_BASE_URL={url}")
     console.print(f"  export MINT_API_KEY={key}")
-    console.print(f"  # for the plain tinker SDK: TINKER_BASE_URL={url} TINKER_API_KEY=tml-{key.removeprefix('sk-')}")
+    console.print("\nor, for programs that `import tinker`:\n")
+    console.print(f"  export TINKER_BASE_URL={url}")
+    console.print(f"  export TINKER_API_KEY=tml-{key.removeprefix('sk-')}")
 
 
 def _forget(config: ServerConfig) -> None:

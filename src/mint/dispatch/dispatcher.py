@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 from mint.dispatch.fleet import Fleet
 from mint.dispatch.streams import MAX_DEATHS, SUSPECT_DEATHS, Journal, RunStream, Ticket, given_up
 from mint.engine.core import Result, WorkerDiedError
 from mint.errors import MintError
+
+CLOSE_SECONDS = 5.0
+"""For the results that have come to be written when the server stops."""
 
 
 class Dispatcher:
@@ -45,7 +48,9 @@ class Dispatcher:
         """Stop dispatching. Results that have come are written; what is unfinished stays in the journal."""
         for task in self._tasks:
             task.cancel()
-        await asyncio.gather(*(stream.stop() for _, stream in self._streams.values()))
+        with suppress(TimeoutError):  # a database may refuse to take them
+            async with asyncio.timeout(CLOSE_SECONDS):
+                await asyncio.gather(*(stream.stop() for _, stream in self._streams.values()))
 
     def _start(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work)
@@ -59,13 +64,19 @@ class Dispatcher:
         return self._streams[run_id][1]
 
     def _worker_lost(self, model: str) -> None:
-        for other, stream in self._streams.values():
-            if other == model:
+        for run_id, (other, stream) in list(self._streams.items()):
+            if other == model and stream.idle:
+                # its next operation rebuilds it: runs that nobody uses are not replayed
+                del self._streams[run_id]
+                self._start(stream.stop())
+            elif other == model:
                 stream.worker_lost()
 
     async def _unload(self, run_id: str, stream: RunStream) -> None:
         await stream.drain()
-        if self._streams.pop(run_id, None) is not None:
+        # the run may have a new stream: its worker died, and it was used again
+        if run_id in self._streams and self._streams[run_id][1] is stream:
+            del self._streams[run_id]
             await stream.close()
 
     async def _sample(self, ticket: Ticket) -> None:

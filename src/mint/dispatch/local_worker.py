@@ -69,7 +69,8 @@ class LocalWorker:
                 "mint.engine.worker",
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
-                env={**os.environ, **WORKER_ENVIRONMENT},
+                env=_environment(),
+                start_new_session=True,  # Ctrl-C is for the server, which decides when a worker ends
             )
         finally:
             theirs.close()
@@ -84,7 +85,8 @@ class LocalWorker:
                 f"the worker for {source.name} ended with code {code} while it loaded the model"
             ) from None
         except BaseException:
-            writer.close()  # which ends the process
+            writer.close()
+            process.kill()
             raise
         if isinstance(hello, MintError):
             writer.close()
@@ -156,6 +158,11 @@ class LocalWorker:
             future.set_exception(answer)
         else:
             future.set_result(answer)
+
+
+def _environment() -> dict[str, str]:
+    level = logging.getLevelName(logger.getEffectiveLevel())
+    return {**os.environ, **WORKER_ENVIRONMENT, "MINT_LOG_LEVEL": level}
 
 
 async def _receive_message(reader: asyncio.StreamReader) -> Any:

@@ -18,6 +18,9 @@ from mint.errors import BadRequestError, MintError
 
 logger = logging.getLogger(__name__)
 
+READ_PAUSES = (0.1, 1.0, 5.0)
+"""Seconds between tries to read a journal that does not answer."""
+
 
 SUSPECT_DEATHS = 2
 """Workers that died over an operation before it is sent to the next one by itself."""
@@ -43,10 +46,17 @@ class Ticket:
 
 @dataclass(frozen=True)
 class History:
-    """What a run has been through: the commands that made its present state, and its lowest open number."""
+    """What a run has been through.
+
+    Attributes:
+        next_seq_id: the lowest number that is still open.
+        commands: those that made the run's present state.
+        spent: numbers above `next_seq_id` that were refused.
+    """
 
     next_seq_id: int
     commands: tuple[Command, ...]
+    spent: frozenset[int] = frozenset()
 
 
 class Journal(Protocol):
@@ -80,15 +90,21 @@ class RunStream:
         self._deaths: dict[int, int] = {}
         self._finishing: set[asyncio.Task[None]] = set()
         self._settled = asyncio.Event()
+        self._stopped = False
         self._worker: Worker | None = None
         self._exposed = False
         self._broken: MintError | None = None
         self._gap_timer: asyncio.TimerHandle | None = None
         self._restoring = asyncio.create_task(self._restore())
 
+    @property
+    def idle(self) -> bool:
+        """Whether nothing is waiting or under way."""
+        return not (self._waiting or self._sent or self._finishing)
+
     async def drain(self) -> None:
         """Wait until nothing is waiting, under way or being rebuilt."""
-        while self._waiting or self._sent or self._finishing or self._worker is None:
+        while not self._stopped and not (self.idle and self._worker is not None):
             self._settled.clear()
             await self._settled.wait()
 
@@ -126,6 +142,8 @@ class RunStream:
 
     async def stop(self) -> None:
         """Do nothing more but write the results that have come."""
+        self._stopped = True
+        self._settled.set()
         self._restoring.cancel()
         self._stop_gap_timer()
         await self._written()
@@ -222,7 +240,7 @@ class RunStream:
         worker = await self._fleet.worker(self._model)
         await self._written()  # results that arrived before the death belong to the history
         try:
-            history = await self._journal.history(self._run_id)
+            history = await self._history()
             await asyncio.gather(*(worker.execute(command) for command in history.commands))
         except WorkerDiedError:
             return  # `worker_lost` starts over
@@ -231,6 +249,7 @@ class RunStream:
             self._broken = MintError(f"run {self._run_id} could not be restored: {error}")
         else:
             self._next = max(self._next or 0, history.next_seq_id)
+            self._skipped |= {number for number in history.spent if number >= self._next}
             if not await self._try_suspects(worker):
                 return
         self._worker = worker
@@ -239,6 +258,18 @@ class RunStream:
                 self._send(ticket, worker)
         self._release()
         self._settled.set()
+
+    async def _history(self) -> History:
+        """The journal's word, asked for again where the database does not answer."""
+        for pause in READ_PAUSES:
+            try:
+                return await self._journal.history(self._run_id)
+            except MintError:
+                raise
+            except Exception:
+                logger.exception("the journal of run %s cannot be read; trying again", self._run_id)
+                await asyncio.sleep(pause)
+        return await self._journal.history(self._run_id)
 
     async def _try_suspects(self, worker: Worker) -> bool:
         """Send what workers keep dying over by itself; False if this one died too."""

@@ -7,7 +7,9 @@ error. After that: numbered commands in, numbered answers out. The process ends 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
+import os
 import signal
 import socket
 import sys
@@ -25,6 +27,9 @@ from mint.engine.engine import Engine
 from mint.errors import MintError
 from mint.models.loading import load, load_tokenizer, locate, stop_token_ids
 from mint.models.token_bytes import token_bytes
+
+PR_SET_PDEATHSIG = 1
+"""prctl(2): the signal this process gets when its parent dies."""
 
 Message: TypeAlias = tuple[int, Command]
 Inbox: TypeAlias = "SimpleQueue[Message | None]"
@@ -95,11 +100,17 @@ def _receive_all(connection: socket.socket, inbox: Inbox) -> None:
         inbox.put(None)  # also when this thread fails: the worker ends, and does not wait for ever
 
 
+def _die_with_parent() -> None:
+    """A worker that outlives a killed server would still be writing while the next server recovers."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """Entry point of the process."""
-    # Ctrl-C reaches the whole process group; the server decides when this process ends
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s worker %(levelname)s %(message)s")
+    _die_with_parent()
+    level = os.environ.get("MINT_LOG_LEVEL", "WARNING")
+    logging.basicConfig(level=level, format="%(asctime)s worker %(levelname)s %(message)s")
     connection = socket.socket(fileno=int(sys.argv[1]))
     # when the server has gone, so has whoever waits for an answer
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):

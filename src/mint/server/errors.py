@@ -35,7 +35,8 @@ async def _mint_error(_request: Request, error: Exception) -> JSONResponse:
 async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
-    field = ".".join(str(part) for part in first["loc"] if part != "body") or "body"
+    parts = [] if first["type"] == "json_invalid" else [str(part) for part in first["loc"] if part != "body"]
+    field = ".".join(parts) or "body"
     return JSONResponse({"detail": f"{field}: {first['msg']}", "type": "InvalidBodyError", "field": field}, 422)
 
 

@@ -22,6 +22,9 @@ NUMPY_TYPES: dict[int, np.dtype[Any]] = {
     pb.DTYPE_INT64: np.dtype("<i8"),
     pb.DTYPE_INT32: np.dtype("<i4"),
 }
+MAX_DIMENSIONS, MAX_SIZE = 2, 1 << 40
+"""Of a tensor's shape; what a loss takes of that is checked with the loss."""
+
 JSON_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
 
 
@@ -37,7 +40,9 @@ def decode_tensor(message: pb.Tensor, where: str, rows: int) -> Array:
         return _decode_csr(message, where, rows)
     array = _decode_bytes(message.dense, message.dtype, where)
     shape = tuple(message.shape) or (len(array),)
-    if math.prod(shape) != len(array) or min(shape) < 0:
+    if len(shape) > MAX_DIMENSIONS:
+        raise BadRequestError(f"has {len(shape)} dimensions; at most {MAX_DIMENSIONS} are read", field=where)
+    if math.prod(shape) != len(array) or min(shape) < 0 or max(shape) > MAX_SIZE:
         raise BadRequestError(f"has {len(array)} elements, which do not fill its shape {shape}", field=where)
     return _narrow(array.reshape(shape))
 
@@ -133,6 +138,10 @@ def decode_json_tensor(value: object, where: str, rows: int) -> Array:
 def _shape(value: object, where: str) -> tuple[int, ...]:
     if not isinstance(value, list | None) or not all(type(size) is int and size >= 0 for size in value or ()):
         raise BadRequestError("must be a list of whole numbers", field=f"{where}.shape")
+    if len(value or ()) > MAX_DIMENSIONS or max(value or (), default=0) > MAX_SIZE:
+        raise BadRequestError(
+            f"must have at most {MAX_DIMENSIONS} sizes, none above {MAX_SIZE}", field=f"{where}.shape"
+        )
     return tuple(value or ())
 
 

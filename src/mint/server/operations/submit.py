@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterable
@@ -12,6 +13,7 @@ from time import time
 from typing import Any, TypeVar
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from mint.dispatch.streams import History, Ticket
 from mint.engine.core import Command, ForwardBackward, Result
@@ -31,6 +33,9 @@ from mint.wire.passes import JSON
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
+
+FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
+"""Seconds between tries to write a result while the database refuses."""
 
 KINDS: dict[str, Kind[Any]] = {
     kind.name: kind
@@ -163,25 +168,46 @@ async def _finish(
     services: Services, kind: Kind[R], operation: Operation, request: R, outcome: Result | MintError
 ) -> None:
     """Write the result down, then wake whoever waits for it."""
-    if not isinstance(outcome, MintError):
-        try:
-            completion = kind.finish(services.catalog, operation, request, outcome)
-            await _write(services, operation, Status.DONE, completion)
-        except MintError as error:
-            outcome = error
-        except Exception:
-            logger.exception("operation %s could not be finished", operation.request_id)
-            outcome = MintError("the result could not be written; see the server's log")
-    if isinstance(outcome, MintError):
-        await _write(services, operation, Status.FAILED, Completion(_failure(outcome)))
+    try:
+        if isinstance(outcome, MintError):
+            raise outcome
+        await _write(services, operation, Status.DONE, _complete(services, kind, operation, request, outcome))
+    except MintError as error:
+        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
+
+
+def _complete(services: Services, kind: Kind[R], operation: Operation, request: R, result: Result) -> Completion:
+    try:
+        return kind.finish(services.catalog, operation, request, result)
+    except OSError as error:
+        logger.exception("operation %s could not be finished", operation.request_id)
+        raise MintError(f"the files could not be put in place: {error.strerror}") from error
 
 
 async def _write(services: Services, operation: Operation, status: Status, completion: Completion) -> None:
+    """Write a result, however long that takes: the worker has carried the operation out, so it must not be lost.
+
+    Raises:
+        MintError: the rows that go with the result cannot be; it is not written.
+    """
+
     def write(connection: Connection) -> None:
         completion.effect(connection)
         journal.finish(connection, operation.request_id, status, completion.media_type, completion.body)
 
-    await services.database.transaction(write)
+    pause = FIRST_PAUSE
+    while True:
+        try:
+            await services.database.transaction(write)
+        except OperationalError:
+            logger.exception("the result of %s cannot be written; trying again", operation.request_id)
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, LONGEST_PAUSE)
+        except SQLAlchemyError as error:
+            logger.exception("the result of %s does not fit the database", operation.request_id)
+            raise MintError("the result could not be written; see the server's log") from error
+        else:
+            break
     finished = replace(operation, status=status, payload=b"", result_type=completion.media_type, result=completion.body)
     services.results.put(finished)
 
@@ -195,20 +221,30 @@ def _failure(error: MintError) -> bytes:
 
 
 async def resume(services: Services) -> int:
-    """Queue again what the last process of this server left unfinished; returns how many operations."""
+    """Queue again what the last process of this server left unfinished; returns how many operations.
+
+    Those on a base model that is not served now stay in the journal for a process that serves it.
+    """
     discard_staged(services.catalog)
     unfinished = await services.database.transaction(journal.pending)
-    for operation in unfinished:
-        kind = KINDS[operation.kind]
+    served = [operation for operation in unfinished if services.fleet.model(operation.facts["model"]) is not None]
+    if len(served) < len(unfinished):
+        logger.warning("%d unfinished operations wait for models that are not served", len(unfinished) - len(served))
+    for operation in served:
+        await _take_up(services, operation)
+    return len(served)
+
+
+async def _take_up(services: Services, operation: Operation) -> None:
+    kind = KINDS[operation.kind]
+    try:
         request = kind.parse(operation.payload, operation.payload_type)
-        try:
-            command = kind.plan(services.catalog, operation, request)
-        except MintError as error:
-            await _finish(services, kind, operation, request, error)
-            services.dispatcher.skip(operation.stream, operation.seq_id)
-        else:
-            _dispatch(services, kind, operation, request, command)
-    return len(unfinished)
+        command = kind.plan(services.catalog, operation, request)
+    except MintError as error:
+        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
+        services.dispatcher.skip(operation.stream, operation.seq_id)
+    else:
+        _dispatch(services, kind, operation, request, command)
 
 
 class ServerJournal:
@@ -228,7 +264,8 @@ class ServerJournal:
         # what lies below an executed operation and is not here never arrived, and was waited for long enough
         executed = max((o.seq_id for o in finished if o.status == Status.DONE), default=-1)
         next_seq_id = next(number for number in count(executed + 1) if number not in done)
-        return History(next_seq_id, tuple(self._commands(finished)))
+        spent = frozenset(number for number in done if number > next_seq_id)
+        return History(next_seq_id, tuple(self._commands(finished)), spent)
 
     def _commands(self, finished: Iterable[Operation]) -> Iterable[Command]:
         for operation in finished:

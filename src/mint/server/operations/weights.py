@@ -37,17 +37,14 @@ def _final_folder(catalog: Catalog, operation: Operation) -> Path:
 
 
 def _staging_folder(catalog: Catalog, operation: Operation) -> Path:
-    """An empty folder to write into; what a worker that died there left behind is removed."""
-    folder = catalog.checkpoint_dir / f"{operation.request_id}.staged"
-    rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    return folder
+    """Where the worker writes, until all is written."""
+    return catalog.checkpoint_dir / f"{operation.request_id}.staged"
 
 
 def discard_staged(catalog: Catalog) -> None:
     """Remove what saves left behind that never ended. Only while none is under way."""
     for folder in catalog.checkpoint_dir.glob("*.staged"):
-        rmtree(folder)
+        rmtree(folder, ignore_errors=True)
 
 
 def _commit_folder(catalog: Catalog, operation: Operation) -> None:
@@ -55,7 +52,7 @@ def _commit_folder(catalog: Catalog, operation: Operation) -> None:
     final = _final_folder(catalog, operation)
     staged = final.with_suffix(".staged")
     if final.exists():  # the last process of this server was killed between this and the commit
-        rmtree(staged)
+        rmtree(staged, ignore_errors=True)
     else:
         staged.rename(final)
     descriptor = os.open(final.parent, os.O_RDONLY)

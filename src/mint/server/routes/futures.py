@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 from fastapi import APIRouter, Request, Response
@@ -30,6 +31,11 @@ async def retrieve_future(request: RetrieveFutureRequest, http: Request, service
     if found is None:
         raise GoneError(f"{request_id} is unknown or has expired", field="request_id")
     access.owned(found, owner, "request_id", request_id)
+    if found.status == Status.PENDING and services.results.find(request_id) is None:
+        # the journal has it, and this process does not work on it; asked at once, the client would ask again at once
+        await asyncio.sleep(services.config.long_poll_seconds)
+        reason = f"{found.facts['model']} is not served now"
+        return JSONResponse({"queue_state": "paused_capacity", "queue_state_reason": reason}, 408)
     if found.status == Status.PENDING:
         found = await services.results.wait(request_id, services.config.long_poll_seconds) or found
     if found.status == Status.PENDING:
