@@ -66,7 +66,8 @@ def test_a_life_on_loopback(tmp_path: Path) -> None:
     # what it says
     assert server.url == f"http://127.0.0.1:{port}"
     key = server.wait_for(re.compile(r"export MINT_API_KEY=(sk-\S+)\n"))[1]
-    server.wait_for(re.compile(rf"TINKER_BASE_URL={server.url} TINKER_API_KEY=tml-{key.removeprefix('sk-')}\n"))
+    server.wait_for(re.compile(rf"export TINKER_API_KEY=tml-{key.removeprefix('sk-')}\n"))
+    assert f"export TINKER_BASE_URL={server.url}\n" in server.output
     assert f"export MINT_BASE_URL={server.url}\n" in server.output
     assert "MinT serves mint/tiny at" in server.output
 
