@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mint.dispatch.streams import RunStream
@@ -371,7 +371,8 @@ EVENTS = st.one_of(
 
 
 @given(st.lists(EVENTS, max_size=60), st.integers(0, 20))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=200, deadline=None)
+@example([("start", 0), ("arrive", 0), *[("turn", 2), ("kill", 0), ("start", 0)] * 3], 0)
 def test_whatever_happens_each_operation_is_executed_once_and_in_order(
     events: list[tuple[str, int]], writes_slowly: int
 ) -> None:
@@ -406,8 +407,11 @@ def test_whatever_happens_each_operation_is_executed_once_and_in_order(
             await work_off(world.fleet)
         assert set(world.journal.finishes.values()) == {1}
         done = [world.journal.done[number] for number in sorted(world.journal.done)]
-        assert world.state == done
         given_up = expected - world.journal.done.keys()
+        if 0 in given_up:  # then there is no run, and so nothing that the others could be carried out on
+            assert (done, world.fleet.deaths >= 3) == ([], True)
+            return
+        assert world.state == done
         assert len(given_up) <= world.fleet.deaths // 3
 
     play(scene)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -19,7 +20,8 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     folder = tmp_path_factory.mktemp("live")
     server = LiveServer(folder, "--model", tiny_model(folder)).start()
     yield server
-    assert server.stop() == 0, server.output
+    assert server.stop(signal.SIGINT) == 0, server.output
+    assert "Traceback" not in server.output
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import asyncio
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 import pytest
@@ -151,6 +152,7 @@ def test_numbers_that_were_waiting_for_one_that_is_missing(serve: Serve, tmp_pat
         async with serve() as world:
             run = await world.alice.run()
             later = [(await world.alice.pass_(run, number)).json() for number in (3, 2)]
+            assert (await world.alice.pass_(run, 4, datum([1000]))).status_code == 400
             folder = killed(tmp_path / "data")
         async with serve(folder) as world:
             await asyncio.sleep(0.05)
@@ -160,6 +162,7 @@ def test_numbers_that_were_waiting_for_one_that_is_missing(serve: Serve, tmp_pat
                 assert "metrics" in await world.alice.retrieve(future["request_id"])
             passes = [command for command in world.worker.executed if isinstance(command, ForwardBackward)]
             assert len(passes) == 3
+            assert await world.alice.step(run, 5) == {"metrics": {"step": 4.0}}
 
     play(scene)
 
@@ -291,7 +294,9 @@ def test_what_is_pending_for_a_model_waits_until_that_is_served_again(serve: Ser
             future = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 1})
             folder = killed(tmp_path / "data")
         async with serve(folder, models=(ModelSource("another", "/"),), long_poll_seconds=0.1) as world:
+            started = perf_counter()
             response = await world.alice.post("retrieve_future", {"request_id": future["request_id"]})
+            assert perf_counter() - started > 0.09
             assert (response.status_code, response.json()["queue_state"]) == (408, "paused_capacity")
             assert MODEL in response.json()["queue_state_reason"]
         async with serve(folder) as world:

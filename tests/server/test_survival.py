@@ -1,11 +1,12 @@
-"""Processes that are killed: what follows equals what would have been."""
+"""Processes that are killed: what follows equals what would have been.
+
+They are those of the live server, which the other tests have left by now: this file is late in the alphabet.
+"""
 
 from __future__ import annotations
 
-import signal
 import threading
 import time
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,25 +15,10 @@ import pytest
 import mint
 from mint import types
 
-from .live import ALICE, LiveServer, tiny_model
+from .live import LiveServer
 from .sdk import SECONDS, batch, run_of, tokens_of, train
 
 STEPS = 8
-
-
-@pytest.fixture(scope="module")
-def fragile(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    folder = tmp_path_factory.mktemp("fragile")
-    server = LiveServer(folder, "--model", tiny_model(folder)).start()
-    yield server
-    assert server.stop(signal.SIGINT) == 0, server.output
-
-
-@pytest.fixture
-def service(fragile: LiveServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[mint.ServiceClient]:
-    monkeypatch.setenv("TINKER_TELEMETRY", "0")
-    with mint.ServiceClient(base_url=fragile.url, api_key=ALICE) as client:
-        yield client
 
 
 def submit(run: mint.TrainingClient, first: int, steps: int) -> list[tuple[Any, Any]]:
@@ -63,9 +49,9 @@ def texts(sample: Any) -> list[list[int]]:
     return [list(sequence.tokens) for sequence in sample.result(SECONDS).sequences]
 
 
-def test_a_killed_worker_is_not_noticed(fragile: LiveServer, service: mint.ServiceClient) -> None:
-    undisturbed = train(run_of(service), 0, STEPS)
-    run, bystander = run_of(service), run_of(service)
+def test_a_killed_worker_is_not_noticed(live: LiveServer, alice: mint.ServiceClient) -> None:
+    undisturbed = train(run_of(alice), 0, STEPS)
+    run, bystander = run_of(alice), run_of(alice)
     curve = train(run, 0, 3)
     assert curve == pytest.approx(undisturbed[:3], rel=1e-5)
     train(bystander, 0, 2)
@@ -73,51 +59,51 @@ def test_a_killed_worker_is_not_noticed(fragile: LiveServer, service: mint.Servi
     expected = texts(draw(sampler))
 
     futures, sample = submit(run, 3, STEPS - 3), draw(sampler)
-    fragile.kill_worker()
+    live.kill_worker()
     curve += curve_of(futures)
     np.testing.assert_allclose(curve, undisturbed, rtol=1e-5)
     assert texts(sample) == texts(draw(sampler)) == expected
     np.testing.assert_allclose(train(bystander, 2, 2), undisturbed[2:4], rtol=1e-5)
 
 
-def test_a_killed_server_is_a_pause(fragile: LiveServer, service: mint.ServiceClient) -> None:
-    undisturbed = train(run_of(service), 0, STEPS)
-    run = run_of(service)
+def test_a_killed_server_is_a_pause(live: LiveServer, alice: mint.ServiceClient) -> None:
+    undisturbed = train(run_of(alice), 0, STEPS)
+    run = run_of(alice)
     curve = train(run, 0, 3)
     sampler = run.save_weights_and_get_sampling_client().result(SECONDS)
     expected = texts(draw(sampler))
     saved = run.save_state("three").result(SECONDS).path
 
     futures, sample = submit(run, 3, STEPS - 3), draw(sampler)
-    orphan = fragile.worker
-    fragile.kill()
-    fragile.start(wait=False)
+    orphan = live.worker
+    live.kill()
+    live.start(wait=False)
     curve += curve_of(futures)
     np.testing.assert_allclose(curve, undisturbed, rtol=1e-5)
     assert texts(sample) == texts(draw(sampler)) == expected
     orphan.wait(SECONDS)
     # what was saved before is there, and the session, its runs and new ones go on
-    other = service.create_training_client_from_state_with_optimizer(saved).result(SECONDS)
+    other = alice.create_training_client_from_state_with_optimizer(saved).result(SECONDS)
     np.testing.assert_allclose(train(other, 3, 2), undisturbed[3:5], rtol=1e-5)
-    fragile.wait_ready()
+    live.wait_ready()
 
 
 @pytest.mark.slow
-def test_a_run_killed_ten_times(fragile: LiveServer, service: mint.ServiceClient) -> None:
+def test_a_run_killed_ten_times(live: LiveServer, alice: mint.ServiceClient) -> None:
     steps = 60
-    undisturbed = train(run_of(service), 0, steps)
-    run = run_of(service)
+    undisturbed = train(run_of(alice), 0, steps)
+    run = run_of(alice)
     ended = threading.Event()
 
     def kill_again_and_again() -> None:
         for number in range(10):
             time.sleep(0.5)
             if number % 2:
-                fragile.kill_worker()
+                live.kill_worker()
             else:
-                fragile.kill()
-                fragile.start()
-            while fragile.get("healthz").status_code != 200:
+                live.kill()
+                live.start()
+            while live.get("healthz").status_code != 200:
                 time.sleep(0.1)
         ended.set()
 
