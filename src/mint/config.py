@@ -34,7 +34,7 @@ class EngineConfig:
         num_threads: threads of the worker's tensor library; 0 leaves the choice to it.
     """
 
-    max_batch_tokens: int = 8192
+    max_batch_tokens: int = 4096
     max_lora_rank: int = 256
     kv_cache_bytes: int = 512 << 20
     kv_block_size: int = 32

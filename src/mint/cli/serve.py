@@ -64,7 +64,7 @@ def serve(  # the options of a command
     if not keys and not _is_loopback(host):
         _stop(f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(folder)
         listener = _listen(host, port)
         keys = keys or (_local_key(folder),)

@@ -70,6 +70,7 @@ class AdapterLayout:
 
     def initial_weights(self, device: torch.device) -> Tensor:
         """A as PEFT's default (Kaiming uniform, a = √5, so U(±1/√I)), drawn from the shape's seed; B = 0."""
+        assert self.shape.seed is not None, "loaded weights are not drawn"
         generator = torch.Generator().manual_seed(self.shape.seed)
         flat = torch.zeros(self.num_parameters)
         for block in self.blocks:
@@ -166,7 +167,7 @@ def _shape_of(config: dict[str, Any], tensors: dict[str, Tensor], sites: Sequenc
         shape = LoraShape(
             rank=int(config["r"]),
             alpha=float(config["lora_alpha"]),
-            seed=0,
+            seed=None,
             train_attn="attn" in present,
             train_mlp="mlp" in present,
             train_unembed="unembed" in present,

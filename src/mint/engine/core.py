@@ -47,10 +47,12 @@ class LoraShape:
     """Which linear layers a LoRA adapts and how: y = xW + (alpha / rank) · (xA)B.
 
     Hu et al., 2021, arXiv 2106.09685.
+
+    `seed` is what A is drawn from; None for weights that were loaded.
     """
 
     rank: int
-    seed: int
+    seed: int | None
     train_attn: bool = True
     train_mlp: bool = True
     train_unembed: bool = True

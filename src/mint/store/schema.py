@@ -74,14 +74,14 @@ sessions = Table(
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: a mutable LoRA on a base model."""
+    """A training run: a mutable LoRA on a base model; `lora_seed` is None for one that began with a checkpoint."""
 
     run_id: str
     session_id: str
     owner: str
     base_model: str
     lora_rank: int
-    lora_seed: int
+    lora_seed: int | None
     train_attn: bool
     train_mlp: bool
     train_unembed: bool
@@ -97,7 +97,7 @@ runs = Table(
     Column("owner", String, nullable=False, index=True),
     Column("base_model", String, nullable=False),
     Column("lora_rank", Integer, nullable=False),
-    Column("lora_seed", BigInteger, nullable=False),
+    Column("lora_seed", BigInteger),
     Column("train_attn", Boolean, nullable=False),
     Column("train_mlp", Boolean, nullable=False),
     Column("train_unembed", Boolean, nullable=False),

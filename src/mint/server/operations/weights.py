@@ -280,7 +280,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
             owner=operation.owner,
             base_model=facts["model"],
             **{name: facts[name] for name in SHAPE_FIELDS},
-            lora_seed=0,
+            lora_seed=None,
             created_at=time(),
             user_metadata=request.user_metadata,
         )

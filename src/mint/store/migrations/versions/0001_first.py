@@ -53,7 +53,7 @@ def upgrade() -> None:
         sa.Column("owner", sa.String(), nullable=False),
         sa.Column("base_model", sa.String(), nullable=False),
         sa.Column("lora_rank", sa.Integer(), nullable=False),
-        sa.Column("lora_seed", sa.BigInteger(), nullable=False),
+        sa.Column("lora_seed", sa.BigInteger(), nullable=True),
         sa.Column("train_attn", sa.Boolean(), nullable=False),
         sa.Column("train_mlp", sa.Boolean(), nullable=False),
         sa.Column("train_unembed", sa.Boolean(), nullable=False),
