@@ -12,6 +12,7 @@ from mint.errors import ModelLoadError
 from mint.models.attention import AttentionPlan
 from mint.models.logprobs import UnembeddingHead
 from mint.models.lora import ActiveSegments, LinearSite, LoraLinear, Segment, SiteKind
+from mint.models.norms import replace_norms
 from mint.models.threads import Threads
 
 
@@ -28,6 +29,7 @@ class CausalLM:
         self._decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
         self._embed: nn.Module = model.get_input_embeddings()
         self._active = ActiveSegments()
+        replace_norms(model)
         self.config = model.config
         self.num_parameters: int = sum(p.numel() for p in model.parameters())
         self.sites: tuple[LinearSite, ...] = tuple(_adapt_linears(model, self._active))

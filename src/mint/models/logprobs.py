@@ -59,7 +59,8 @@ def _chunks(rows: int, vocab: int, parts: Sequence[LowRankPart]) -> Iterator[tup
         for part in parts:
             first, last = max(part.rows.start, start), min(part.rows.stop, stop)
             if first < last:
-                inside.append(LowRankPart(slice(first - start, last - start), part.weights, part.scale))
+                cut, whole = slice(first - start, last - start), last - first == stop - start
+                inside.append(LowRankPart(cut, part.weights, part.scale, whole))
         yield slice(start, stop), inside
 
 

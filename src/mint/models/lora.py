@@ -87,35 +87,44 @@ class ActiveSegments:
 
 @dataclass(frozen=True)
 class LowRankPart:
-    """A segment at one site: its slice of the batch, its factors, and their scale."""
+    """A segment at one site: its slice of the batch, its factors, and their scale.
+
+    `whole` says that the slice is all of the batch, which saves taking it.
+    """
 
     rows: slice
     weights: SiteWeights
     scale: float
+    whole: bool = False
+
+    def _of(self, batch: Tensor) -> Tensor:
+        return batch if self.whole else batch[self.rows]
 
     def add_forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y[rows] += scale · (x A) B in place; returns the (n, r) product x A, which the backward needs."""
-        xa = x[self.rows] @ self.weights.a.T
-        y[self.rows].addmm_(xa, self.weights.b.T, alpha=self.scale)
+        xa = self._of(x) @ self.weights.a.T
+        self._of(y).addmm_(xa, self.weights.b.T, alpha=self.scale)
         return xa
 
     def add_backward(self, x: Tensor, xa: Tensor, grad_y: Tensor, grad_x: Tensor | None) -> None:
         """Add this part's share to grad_x[rows], where wanted, and to the gradients of its factors, all in place."""
-        weights, g = self.weights, grad_y[self.rows]
+        weights, g = self.weights, self._of(grad_y)
         gb = (g @ weights.b).mul_(self.scale)
         if grad_x is not None:
-            grad_x[self.rows].addmm_(gb, weights.a)
+            self._of(grad_x).addmm_(gb, weights.a)
         if weights.grad_a is not None and weights.grad_b is not None:
-            weights.grad_a.addmm_(gb.T, x[self.rows])
+            weights.grad_a.addmm_(gb.T, self._of(x))
             weights.grad_b.addmm_(g.T, xa, alpha=self.scale)
 
 
 def low_rank_parts(segments: Sequence[Segment], site: int) -> list[LowRankPart]:
     """The parts that segments add at a site; empty where all of them leave the base layer as it is."""
     parts = []
+    whole = len(segments) == 1
     for segment in segments:
         if segment.adapter is not None and (weights := segment.adapter.site(site)) is not None:
-            parts.append(LowRankPart(slice(segment.start, segment.stop), weights, segment.adapter.scale))
+            rows = slice(segment.start, segment.stop)
+            parts.append(LowRankPart(rows, weights, segment.adapter.scale, whole))
     return parts
 
 
