@@ -209,12 +209,11 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, default=Path("out/quickstart.png"))
     arguments = parser.parse_args()
 
-    service = tinker.ServiceClient()
-    run = service.create_lora_training_client(base_model=arguments.base_model, rank=16, seed=0).result()
-    student = Student(run, run.get_tokenizer())
     questions = make_questions(HELD_BACK, seed=0)
-
-    show_answers(questions, train(student, questions))
+    with tinker.ServiceClient() as service:
+        run = service.create_lora_training_client(base_model=arguments.base_model, rank=16, seed=0).result()
+        student = Student(run, run.get_tokenizer())
+        show_answers(questions, train(student, questions))
     draw_curves(student, arguments.picture)
     console.print(f"\nThe curves of loss and reward are in {arguments.picture}")
 
