@@ -35,7 +35,7 @@ from mint.engine.core import (
 from mint.engine.files import fresh_folder, sync_folder
 from mint.engine.generator import Generator
 from mint.engine.revisions import RevisionCache
-from mint.engine.scheduler import Passes, Scheduler, Side, Single
+from mint.engine.scheduler import Passes, Scheduler, Single
 from mint.engine.trainer import PassExecution, Trainer
 from mint.errors import MintError, NotFoundError
 from mint.models.causal_lm import CausalLM
@@ -88,11 +88,8 @@ class Engine:
             return []
         started = perf_counter()
         answers = list(self._train() if side == "training" else self._generator.step())
-        self._charge(side, perf_counter() - started)
+        self._scheduler.charge(side, perf_counter() - started)
         return answers
-
-    def _charge(self, side: Side, seconds: float) -> None:
-        self._scheduler.charge(side, seconds)
 
     def _train(self) -> Iterator[Answer]:
         if self._passes is not None:

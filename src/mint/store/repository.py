@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from time import time
 from typing import Any, TypeVar
 
@@ -93,4 +93,4 @@ def put_session(connection: Connection, session: Session) -> Session:
         if (known := find(connection, Session, **key)) is not None:
             return known
     insert(connection, session)
-    return replace(session)
+    return session

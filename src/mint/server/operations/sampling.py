@@ -51,7 +51,11 @@ class AsyncSample(Kind[SampleRequest]):
     def resolve(self, connection: Connection, catalog: Catalog, request: SampleRequest, owner: str) -> dict[str, Any]:
         sampler = access.sampler(connection, request.sampling_session_id, owner)
         access.session(connection, sampler.session_id, owner)
-        return {"model": sampler.base_model, "directory": sampler.directory}
+        return {
+            "model": sampler.base_model,
+            "directory": sampler.directory,
+            "num_samples": request.num_samples,
+        }
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SampleRequest) -> Sample:

@@ -98,9 +98,6 @@ async def load_weights(http: Request, services: Ready, owner: Owner) -> dict[str
 @router.post("/asample", openapi_extra=_documented(SampleRequest))
 async def asample(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
     """Draw continuations of a prompt. The ids of the sequences are settled now, their tokens later."""
-    body, content_type = await read_body(http, services.config.max_body_bytes)
-    kind = KINDS["sample"]
-    operation = await submit(services, kind, body, content_type, owner)
-    count = kind.parse(body, content_type).num_samples
-    ids = [f"{operation.request_id}:{index}" for index in range(count)]
+    operation = await _submit(services, "sample", http, owner)
+    ids = [f"{operation.request_id}:{index}" for index in range(operation.facts["num_samples"])]
     return {"request_id": operation.request_id, "sample_sequence_ids": ids}
