@@ -8,10 +8,10 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install quickstart test lint types format test-slow tiny model-card proto bench clean
+.PHONY: help install quickstart test lint types format test-slow tiny model-card proto bench bench-training bench-gpu clean
 
 help: ## This list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 install: $(STAMP) ## Make the environment in .venv, with `mint` on its path
 
@@ -58,6 +58,12 @@ proto: $(STAMP) ## Generate the protobuf code of src/mint/wire/messages.proto
 
 bench: $(STAMP) ## Latencies, start-up time and memory
 	$(BIN)/python -m benchmarks.latency
+
+bench-training: $(STAMP) ## Training speed, against the machine and plain PEFT (about 10 minutes)
+	$(BIN)/python -m benchmarks.training
+
+bench-gpu: $(STAMP) ## Model FLOP utilisation of training on a CUDA device
+	$(BIN)/python -m benchmarks.gpu
 
 clean: ## Remove the environment and caches
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info

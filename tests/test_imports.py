@@ -34,7 +34,15 @@ MAY_IMPORT: dict[str, set[str]] = {
     "cli": EVERYONE | {"server", "client", "tiny"},
 }
 
-TORCH_FREE_ENGINE = {"core", "channel", "loss_specs", "scheduler"}
+TORCH_FREE_ENGINE = {
+    "core",
+    "channel",
+    "loss_graph",
+    "loss_specs",
+    "reverse_kl_spec",
+    "rollout_correction",
+    "scheduler",
+}
 """Modules of the engine that the server process imports."""
 
 

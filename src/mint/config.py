@@ -26,20 +26,25 @@ class EngineConfig:
 
     Attributes:
         max_batch_tokens: tokens of one training micro-batch; bounds the memory of a pass.
+        max_resident_runs: runs whose buffers are in the device's memory; others wait on disk.
         max_lora_rank: largest rank a run may ask for.
         kv_cache_bytes: memory for keys and values of live samples.
         kv_block_size: tokens in one block of that memory.
         max_decode_batch: samples that may decode together.
         revision_cache_bytes: memory for adapter revisions that are kept for sampling.
+        gradient_checkpointing: compute each layer again in the backward pass instead of keeping its insides; saves
+            memory, costs a third of the speed.
         num_threads: threads of the worker's tensor library; 0 leaves the choice to it.
     """
 
     max_batch_tokens: int = 4096
+    max_resident_runs: int = 64
     max_lora_rank: int = 256
     kv_cache_bytes: int = 512 << 20
     kv_block_size: int = 32
     max_decode_batch: int = 256
     revision_cache_bytes: int = 512 << 20
+    gradient_checkpointing: bool = False
     num_threads: int = 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 
 import numpy as np
@@ -15,6 +15,7 @@ from mint.engine.core import (
     AdamParams,
     Command,
     CreateRun,
+    Distilled,
     ExportRevision,
     ForwardBackward,
     LoadState,
@@ -24,6 +25,7 @@ from mint.engine.core import (
     Passed,
     RestoreRun,
     Result,
+    ReverseKL,
     RunReady,
     Sample,
     Sampled,
@@ -31,6 +33,7 @@ from mint.engine.core import (
     Saved,
     SaveState,
     Stepped,
+    TrainStep,
     Unloaded,
     UnloadRun,
     WorkerDiedError,
@@ -159,6 +162,12 @@ class FakeWorker:
         self.runs[command.run_id].append(command)
         if isinstance(command, ForwardBackward):
             return self._passed(command)
+        if isinstance(command, TrainStep):
+            passed = self._passed(command.forward_backward)
+            return replace(passed, metrics=passed.metrics | {"optim/grad_norm:unique": 1.0})
+        if isinstance(command, ReverseKL):
+            losses = tuple(float(datum.weights.sum()) for datum in command.data)
+            return Distilled(losses, {"loss:sum": sum(losses)})
         if isinstance(command, LoadState):
             return RunReady(LoraShape(4, 0))
         assert isinstance(command, OptimStep)

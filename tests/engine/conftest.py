@@ -60,6 +60,7 @@ def make_datum(rng: np.random.Generator, length: int, *, policy: bool = False) -
     if policy:
         inputs["logprobs"] = rng.normal(-7, 0.3, size=length).astype(np.float32)
         inputs["advantages"] = rng.normal(size=length).astype(np.float32)
+        inputs["sequence_ratio_mask"] = (np.arange(length) >= length // 3).astype(np.float32)
     return Datum(rng.integers(0, 2048, length).astype(np.int32), inputs)
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from mint.engine.core import (
     AdamParams,
@@ -19,10 +20,10 @@ from mint.engine.core import (
     Passed,
     Revision,
 )
+from mint.engine.loss_specs import LOSS_SPECS
 from mint.engine.optimizer import TrainableAdapter
 from tests.engine.conftest import EngineDriver, make_datum
 
-PPO = {"clip_low_threshold": 0.8, "clip_high_threshold": 1.2}
 LARGE_STEPS = AdamParams(learning_rate=3e-2)
 
 
@@ -66,7 +67,7 @@ def policy_pass(
     run: str, lengths: list[int], loss_fn: str, rng: np.random.Generator, *, forward_only: bool = False
 ) -> ForwardBackward:
     data = tuple(make_datum(rng, length, policy=True) for length in lengths)
-    return ForwardBackward(run, data, loss_fn, PPO if loss_fn == "ppo" else {}, forward_only)
+    return ForwardBackward(run, data, loss_fn, dict(LOSS_SPECS[loss_fn].config), forward_only)
 
 
 def assert_same_pass(ours: object, expected: object, bound: float) -> None:
@@ -84,3 +85,46 @@ def assert_same_gradients(ours: Tensor, expected: Tensor, bound: float) -> None:
     assert torch.isfinite(expected).all()
     assert expected.any(), "a comparison of zeros"
     assert float((ours - expected).abs().max()) <= bound * float(expected.abs().max())
+
+
+class MergedModel:
+    """The base model of transformers with the products BA added to its weights, so that autograd reaches A and B.
+
+    Attributes:
+        flat: the adapter's factors, a leaf; its gradient is what ours is compared with.
+    """
+
+    def __init__(self, folder: Path, adapter: TrainableAdapter | None) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
+        self.flat = adapter.adapter.flat.clone().requires_grad_() if adapter is not None else None
+        self._merged: dict[str, Tensor] = {}
+        if adapter is None or self.flat is None:
+            return
+        for block in adapter.adapter.layout.blocks:
+            a, b = block.factors(self.flat)
+            self._add(block.site.name, adapter.adapter.scale * b @ a)
+
+    def _add(self, site: str, product: Tensor) -> None:
+        """Experts lie in one tensor per layer, gate and up projections below each other."""
+        block, _, projection = site.rpartition(".")
+        experts, _, expert = block.rpartition(".")
+        if not expert.isdecimal() or not experts.endswith("experts"):
+            self._merged[f"{site}.weight"] = self.model.get_submodule(site).weight + product
+            return
+        name = f"{experts}.{'down_proj' if projection == 'down_proj' else 'gate_up_proj'}"
+        weight = self._merged.get(name, self.model.get_parameter(name))
+        padding = torch.zeros_like(weight)
+        start = len(product) if projection == "up_proj" else 0
+        placed = torch.nn.functional.pad(product, (0, 0, start, weight.shape[1] - start - len(product)))
+        self._merged[name] = weight + padding.index_add(0, torch.tensor([int(expert)]), placed[None])
+
+    def logits(self, tokens: np.ndarray) -> Tensor:
+        """(N, V) of one sequence."""
+        ids = torch.from_numpy(tokens.astype(np.int64))[None]
+        logits: Tensor = torch.func.functional_call(self.model, self._merged, (ids,), tie_weights=False).logits[0]
+        return logits
+
+    def logprobs(self, datum: Datum) -> Tensor:
+        """(N,) of the datum's targets."""
+        targets = torch.from_numpy(datum.loss_inputs["target_tokens"])
+        return self.logits(datum.tokens).log_softmax(dim=1).gather(1, targets[:, None])[:, 0]

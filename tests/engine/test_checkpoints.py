@@ -237,7 +237,7 @@ def truncate(path: Path) -> None:
 
 
 def another_base_model(folder: Path) -> None:
-    sites = (LinearSite(0, "model.layers.0.self_attn.q_proj", "attn", 6, 10),)
+    sites = (LinearSite(0, "model.layers.0.self_attn.q_proj", "attn", 6, 10, 0),)
     for path in folder.iterdir():
         path.unlink()
     TrainableAdapter.create(shape(8), sites, torch.device("cpu")).save(folder, "another")

@@ -7,13 +7,14 @@ import torch
 
 from mint.engine.core import AdamParams
 from mint.engine.optimizer import TrainableAdapter
+from mint.errors import BadRequestError
 from mint.models.lora import LinearSite
 from tests.engine.conftest import shape
 
 SITES = (
-    LinearSite(0, "layers.0.self_attn.q_proj", "attn", 6, 10),
-    LinearSite(1, "layers.0.mlp.up_proj", "mlp", 6, 20),
-    LinearSite(2, "lm_head", "unembed", 6, 30),
+    LinearSite(0, "layers.0.self_attn.q_proj", "attn", 6, 10, 0),
+    LinearSite(1, "layers.0.mlp.up_proj", "mlp", 6, 20, 1),
+    LinearSite(2, "lm_head", "unembed", 6, 30, 2),
 )
 BOUND = 1e-6
 """Relative to the largest weight; fused and plain AdamW round differently."""
@@ -105,7 +106,7 @@ def test_a_first_step_without_gradient_or_decay_changes_nothing() -> None:
 
 def test_a_step_zeroes_the_gradients_that_the_layers_write_to() -> None:
     adapter = fresh_adapter()
-    view = adapter.adapter.site(1).grad_b
+    (view,) = adapter.adapter.group(1).grad_b
     view.fill_(1.0)
     assert adapter.step(AdamParams())["grad_norm"] == pytest.approx(view.numel() ** 0.5)
     assert not view.any()
@@ -116,8 +117,35 @@ def test_a_step_zeroes_the_gradients_that_the_layers_write_to() -> None:
 
 def test_flags_leave_sites_out() -> None:
     adapter = fresh_adapter(train_mlp=False)
-    assert adapter.adapter.site(1) is None
+    assert adapter.adapter.group(1) is None
     assert adapter.adapter.flat.numel() == 4 * (6 + 10) + 4 * (6 + 30)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_gradients_that_are_not_finite_are_dropped_and_change_nothing(bad: float) -> None:
+    adapter = fresh_adapter()
+    adapter.gradients.fill_(1.0)
+    adapter.step(AdamParams())
+    before = adapter.adapter.flat.clone()
+    adapter.gradients[3] = bad
+    with pytest.raises(BadRequestError, match="dropped"):
+        adapter.step(AdamParams(grad_clip_norm=1.0, weight_decay=0.1))
+    assert torch.equal(adapter.adapter.flat, before)
+    assert adapter.num_steps == 1
+    assert not adapter.gradients.any()
+
+
+@pytest.mark.parametrize("earlier", [False, True])
+def test_what_a_failed_pass_added_can_be_taken_back(earlier: bool) -> None:
+    adapter = fresh_adapter()
+    if earlier:
+        adapter.mark()
+        adapter.gradients.fill_(2.0)
+    before = adapter.gradients.clone()
+    mark = adapter.mark()
+    adapter.gradients.add_(1.0)
+    adapter.restore(mark)
+    assert torch.equal(adapter.gradients, before)
 
 
 def test_steps_are_counted_from_fresh_moments() -> None:

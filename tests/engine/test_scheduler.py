@@ -23,7 +23,7 @@ def a_step(run: str) -> OptimStep:
 
 def batches(*commands: TrainingCommand) -> list[list[int]]:
     """The numbers (places in `commands`) of each batch, all queued before the first is taken."""
-    scheduler = Scheduler(BUDGET)
+    scheduler = Scheduler(BUDGET, max_batch_runs=64)
     for number, command in enumerate(commands):
         scheduler.add(number, command)
     return [numbers for _, numbers in drain(scheduler)]
@@ -39,7 +39,7 @@ def drain(scheduler: Scheduler) -> list[tuple[list[TrainingCommand], list[int]]]
 
 
 def test_nothing_waits_at_first() -> None:
-    assert not Scheduler(BUDGET).has_training
+    assert not Scheduler(BUDGET, max_batch_runs=64).has_training
 
 
 def test_passes_of_all_runs_share_a_batch() -> None:
@@ -57,7 +57,7 @@ def test_barriers_hold_back_the_passes_behind_them() -> None:
 
 
 def test_a_barrier_runs_by_itself() -> None:
-    scheduler = Scheduler(BUDGET)
+    scheduler = Scheduler(BUDGET, max_batch_runs=64)
     scheduler.add(5, a_step("a"))
     work = scheduler.next_training()
     assert work == Single(5, a_step("a"))
@@ -72,7 +72,7 @@ def test_kinds_are_not_mixed() -> None:
     evaluation = a_pass("b", forward_only=True)
     assert batches(a_pass("a"), evaluation, a_pass("c")) == [[0, 2], [1]]
     assert batches(evaluation, a_pass("a"), a_pass("b")) == [[0], [1, 2]]
-    scheduler = Scheduler(BUDGET)
+    scheduler = Scheduler(BUDGET, max_batch_runs=64)
     scheduler.add(0, evaluation)
     assert isinstance(scheduler.next_training(), Passes)
 
@@ -87,6 +87,14 @@ def test_the_budget_ends_a_batch() -> None:
     assert batches(a_pass("a", 60), a_pass("b", 41), a_pass("c", 1)) == [[0], [1, 2]]
 
 
+def test_the_number_of_runs_ends_a_batch() -> None:
+    scheduler = Scheduler(BUDGET, max_batch_runs=2)
+    for number, run in enumerate(["a", "b", "a", "c"]):
+        scheduler.add(number, a_pass(run))
+    assert [number for number, _ in scheduler.next_training().members] == [0, 2, 1]
+    assert [number for number, _ in scheduler.next_training().members] == [3]
+
+
 def test_a_pass_beyond_the_budget_runs_alone() -> None:
     assert batches(a_pass("a", 500), a_pass("b", 1)) == [[0], [1]]
 
@@ -99,7 +107,7 @@ def test_runs_take_turns_when_a_run_has_more_than_its_share() -> None:
 
 
 def test_a_run_that_comes_back_goes_to_the_end_of_the_line() -> None:
-    scheduler = Scheduler(BUDGET)
+    scheduler = Scheduler(BUDGET, max_batch_runs=64)
     for number, run in enumerate("abc"):
         scheduler.add(number, a_pass(run, BUDGET))
     taken = []
@@ -124,7 +132,7 @@ def queues(draw: st.DrawFn) -> list[TrainingCommand]:
 
 @given(commands=queues())
 def test_whatever_is_queued(commands: list[TrainingCommand]) -> None:
-    scheduler = Scheduler(BUDGET)
+    scheduler = Scheduler(BUDGET, max_batch_runs=64)
     for number, command in enumerate(commands):
         scheduler.add(number, command)
     waits = dict.fromkeys("abc", 0)
@@ -151,7 +159,7 @@ def test_whatever_is_queued(commands: list[TrainingCommand]) -> None:
 
 
 def test_a_side_with_all_the_work_has_all_the_time() -> None:
-    scheduler = Scheduler(BUDGET)
+    scheduler = Scheduler(BUDGET, max_batch_runs=64)
     assert scheduler.side(training=True, sampling=False) == "training"
     assert scheduler.side(training=False, sampling=True) == "sampling"
     assert scheduler.side(training=False, sampling=False) is None
@@ -159,7 +167,7 @@ def test_a_side_with_all_the_work_has_all_the_time() -> None:
 
 @pytest.mark.parametrize("cost", [{"training": 1.0, "sampling": 0.01}, {"training": 0.01, "sampling": 1.0}])
 def test_equal_time_while_both_have_work(cost: dict[str, float]) -> None:
-    scheduler = Scheduler(BUDGET)
+    scheduler = Scheduler(BUDGET, max_batch_runs=64)
     spent = {"training": 0.0, "sampling": 0.0}
     for _ in range(1000):
         side = scheduler.side(training=True, sampling=True)
@@ -171,7 +179,7 @@ def test_equal_time_while_both_have_work(cost: dict[str, float]) -> None:
 
 def test_time_alone_is_not_held_against_a_side() -> None:
     """Training that ran for an hour by itself shares equally from the moment samples arrive."""
-    scheduler = Scheduler(BUDGET)
+    scheduler = Scheduler(BUDGET, max_batch_runs=64)
     for _ in range(10):
         assert scheduler.side(training=True, sampling=False) == "training"
         scheduler.charge("training", 360.0)

@@ -31,9 +31,8 @@ from mint.engine.core import (
     UnloadRun,
 )
 from mint.engine.losses import LOSSES
-from mint.engine.packing import PackedBatch
-from mint.engine.trainer import PassExecution
-from mint.errors import MintError, NotFoundError
+from mint.errors import BadRequestError, MintError, NotFoundError
+from mint.models.causal_lm import CausalLM
 from tests.engine.conftest import EngineDriver, make_driver, shape
 from tests.engine.support import (
     LARGE_STEPS,
@@ -350,13 +349,21 @@ def test_a_failing_forward_only_pass_fails_alone_in_any_micro_batch(
 
 
 @pytest.mark.parametrize("where", ["a later micro-batch", "the backward pass"])
-def test_a_failure_after_a_backward_has_begun_ends_the_engine(
-    qwen_dir: Path, monkeypatch: pytest.MonkeyPatch, where: str
+@pytest.mark.parametrize("earlier", [False, True], ids=["on no gradients", "on gradients of an earlier pass"])
+def test_a_failure_after_gradients_have_flowed_is_undone_and_fails_alone(
+    qwen_dir: Path, monkeypatch: pytest.MonkeyPatch, where: str, earlier: bool
 ) -> None:
-    """Some gradients are in and some are not: nothing but a replay from the last snapshot mends that."""
     driver = make_driver(qwen_dir, max_batch_tokens=100)
     train_all(driver)
+    if earlier:
+        driver.together(make_passes(13).values())
+    before = gradients(driver, "c")
     passes = make_passes(14)
+    alone = make_driver(qwen_dir, max_batch_tokens=100)
+    train_all(alone)
+    if earlier:
+        alone.together(make_passes(13).values())
+    expected = {run: alone.one(passes[run]) for run in "abd"}
     if where == "a later micro-batch":
         driver.engine._trainer._max_batch_tokens = 10
         fail_for("ppo", monkeypatch)
@@ -369,8 +376,12 @@ def test_a_failure_after_a_backward_has_begun_ends_the_engine(
             return terms
 
         monkeypatch.setitem(LOSSES, "ppo", fails_backwards)
-    with pytest.raises(RuntimeError, match="broken"):
-        driver.together(passes.values())
+    answers = dict(zip(passes, driver.together(passes.values()), strict=True))
+    assert isinstance(answers["c"], MintError)
+    assert torch.equal(gradients(driver, "c"), before)
+    for run in "abd":
+        assert_same_pass(answers[run], expected[run], BOUND)
+        assert_same_gradients(gradients(driver, run), gradients(alone, run), BOUND)
 
 
 def raise_now(_: torch.Tensor) -> None:
@@ -383,15 +394,15 @@ def test_a_failed_batch_frees_its_activations_before_the_retry(
     """Out of memory is the likeliest failure: the retry must not find the memory still taken."""
     alive: list[int] = []
     watched: list[Callable[[], object]] = []
-    original = PassExecution._target_logprobs
+    original = CausalLM._forward
 
-    def watch(self: PassExecution, batch: PackedBatch, items: object) -> torch.Tensor:
+    def watch(self: CausalLM, *arguments: object) -> torch.Tensor:
         alive.append(sum(reference() is not None for reference in watched))
-        result = original(self, batch, items)
+        result = original(self, *arguments)
         watched.append(weakref.ref(result))
         return result
 
-    monkeypatch.setattr(PassExecution, "_target_logprobs", watch)
+    monkeypatch.setattr(CausalLM, "_forward", watch)
     fail_for("ppo", monkeypatch)
     clear_gradients(shared)
     shared.together(make_passes(15).values())
@@ -410,7 +421,8 @@ def test_a_tenant_whose_weights_are_not_numbers_spoils_no_one_else(shared: Engin
         answers = dict(zip(passes, shared.together(passes.values()), strict=True))
     finally:
         trainable(shared, "a").adapter.flat.copy_(before)
-    assert np.isnan(answers["a"].logprobs[0]).all()
+    assert isinstance(answers["a"], BadRequestError)
+    assert answers["a"].field == "data[0]"
     for run in "bcd":
         assert_same_pass(answers[run], expected[run][0], BOUND)
         assert_same_gradients(gradients(shared, run), expected[run][1], BOUND)

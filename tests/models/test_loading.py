@@ -16,6 +16,8 @@ from transformers import (
     BloomForCausalLM,
     CohereConfig,
     CohereForCausalLM,
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
     GemmaConfig,
     GemmaForCausalLM,
     GPT2Config,
@@ -26,10 +28,15 @@ from transformers import (
     LlamaForCausalLM,
     MistralConfig,
     MistralForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    Phi3Config,
+    Phi3ForCausalLM,
     PreTrainedModel,
     Qwen2Config,
     Qwen2ForCausalLM,
     Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 
 from mint.config import EngineConfig, ModelSource
@@ -140,16 +147,6 @@ def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
 # --- refusing -----------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "sliding windows by layer": (
-        Qwen2ForCausalLM,
-        Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=0),
-        "sliding_attention",
-    ),
-    "sliding windows everywhere": (
-        MistralForCausalLM,
-        MistralConfig(**GROUPED, sliding_window=4),
-        "sliding_window",
-    ),
     "dynamic rope": (LlamaForCausalLM, LlamaConfig(**GROUPED, rope_parameters=DYNAMIC), "dynamic"),
     "longrope": (LlamaForCausalLM, LlamaConfig(**GROUPED, rope_parameters=LONG), "longrope"),
     "scaled logits": (
@@ -201,7 +198,24 @@ SERVED = {
         LlamaConfig(**GROUPED, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
     ),
     "Gemma": (GemmaForCausalLM, GemmaConfig(**GROUPED, head_dim=16)),
+    "Gemma 3, windows on some layers": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(
+            **{**GROUPED, "num_hidden_layers": 3}, head_dim=16, sliding_window=7, sliding_window_pattern=2
+        ),
+    ),
+    "Mistral, windows everywhere": (MistralForCausalLM, MistralConfig(**GROUPED, sliding_window=9)),
+    "Qwen2, windows on all layers": (
+        Qwen2ForCausalLM,
+        Qwen2Config(**GROUPED, use_sliding_window=True, sliding_window=4, max_window_layers=0),
+    ),
+    "Phi-3": (Phi3ForCausalLM, Phi3Config(**GROUPED)),
     "GPT-NeoX": (GPTNeoXForCausalLM, GPTNeoXConfig(**SIZES)),
+    "Qwen3-MoE": (
+        Qwen3MoeForCausalLM,
+        Qwen3MoeConfig(**GROUPED, head_dim=16, moe_intermediate_size=24, num_experts=6, num_experts_per_tok=2),
+    ),
+    "Mixtral": (MixtralForCausalLM, MixtralConfig(**GROUPED, num_local_experts=4, sliding_window=None)),
 }
 
 
@@ -273,9 +287,3 @@ def test_samples_are_bounded_by_the_cache_where_that_is_smaller(qwen_dir: Path) 
     # 2 layers × keys and values × 2 heads × 16 × float32 = 512 bytes for each token
     _, info = build_engine(ModelSource("some/name", str(qwen_dir)), EngineConfig(kv_cache_bytes=64 * 512))
     assert (info.max_context_length, info.max_sample_length) == (512, 64)
-
-
-def test_mixtures_of_experts_are_refused(tmp_path: Path) -> None:
-    Qwen3MoeConfig(num_experts=4, num_hidden_layers=1).save_pretrained(tmp_path)
-    with pytest.raises(ModelLoadError, match="mixture of experts"):
-        load(str(tmp_path))

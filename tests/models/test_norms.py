@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import torch
 from transformers.models.gemma.modeling_gemma import GemmaRMSNorm
+from transformers.models.gemma2.modeling_gemma2 import Gemma2RMSNorm
+from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
 
 from mint.models.norms import RmsNorm, replace_norms
 
 
-@pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen3RMSNorm])
+@pytest.mark.parametrize("kind", [LlamaRMSNorm, Qwen3RMSNorm, GemmaRMSNorm, Gemma3RMSNorm])
 @pytest.mark.parametrize("shape", [(1, 7, 32), (1, 7, 3, 32)])
 def test_values_and_gradients_equal_the_original(kind: type[torch.nn.Module], shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
@@ -28,9 +30,9 @@ def test_values_and_gradients_equal_the_original(kind: type[torch.nn.Module], sh
 
 def test_only_norms_that_compute_the_same_are_replaced() -> None:
     model = torch.nn.ModuleDict(
-        {"llama": LlamaRMSNorm(8), "gemma": GemmaRMSNorm(8), "coarse": LlamaRMSNorm(8).to(torch.bfloat16)}
+        {"llama": LlamaRMSNorm(8), "gemma": Gemma2RMSNorm(8), "coarse": LlamaRMSNorm(8).to(torch.bfloat16)}
     )
     replace_norms(model)
     assert isinstance(model["llama"], RmsNorm)
-    assert isinstance(model["gemma"], GemmaRMSNorm)
+    assert isinstance(model["gemma"], Gemma2RMSNorm)
     assert isinstance(model["coarse"], LlamaRMSNorm)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import accumulate, groupby
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from mint.engine.core import LoraShape
 from mint.errors import BadRequestError
-from mint.models.lora import LinearSite, SiteWeights
+from mint.models.lora import GroupWeights, LinearSite
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -30,43 +31,49 @@ SCALE_VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 
 @dataclass(frozen=True)
 class Block:
-    """Where one site's factors lie in the flat buffer: A first, row-major, then B."""
+    """Where one site's factors lie in the flat buffer, each row-major."""
 
     site: LinearSite
-    start: int
     rank: int
-
-    @property
-    def middle(self) -> int:
-        """First element of B."""
-        return self.start + self.rank * self.site.in_features
-
-    @property
-    def stop(self) -> int:
-        """One past the last element of B."""
-        return self.middle + self.rank * self.site.out_features
+    a_start: int
+    b_start: int
 
     def factors(self, flat: Tensor) -> tuple[Tensor, Tensor]:
         """Views A (r, I) and B (O, r) of a flat buffer."""
-        a = flat[self.start : self.middle].view(self.rank, self.site.in_features)
-        b = flat[self.middle : self.stop].view(self.site.out_features, self.rank)
-        return a, b
+        a = flat[self.a_start : self.a_start + self.rank * self.site.in_features]
+        b = flat[self.b_start : self.b_start + self.rank * self.site.out_features]
+        return a.view(self.rank, self.site.in_features), b.view(self.site.out_features, self.rank)
 
 
 class AdapterLayout:
-    """The blocks of an adapter of a given shape, one per site that its flags train."""
+    """The blocks of an adapter of a given shape, one per site that its flags train.
+
+    The A factors of a group of sites lie next to each other, so that they are one matrix, and its B factors follow.
+    """
 
     def __init__(self, shape: LoraShape, sites: Sequence[LinearSite]) -> None:
         trained = {"attn": shape.train_attn, "mlp": shape.train_mlp, "unembed": shape.train_unembed}
         self.shape = shape
-        self.num_sites = len(sites)
-        self.blocks: list[Block] = []
+        self.num_groups = 1 + max(site.group for site in sites)
+        self.groups: dict[int, list[Block]] = {}
         start = 0
-        for site in sites:
-            if trained[site.kind]:
-                self.blocks.append(Block(site, start, shape.rank))
-                start = self.blocks[-1].stop
+        for group, members in groupby((site for site in sites if trained[site.kind]), key=lambda site: site.group):
+            start = self._lay_out(group, list(members), start)
         self.num_parameters = start
+
+    def _lay_out(self, group: int, sites: Sequence[LinearSite], start: int) -> int:
+        """Place a group's blocks from `start` on; returns where they end."""
+        rank = self.shape.rank
+        a_starts = list(accumulate((rank * site.in_features for site in sites), initial=start))
+        b_starts = list(accumulate((rank * site.out_features for site in sites), initial=a_starts[-1]))
+        starts = zip(sites, a_starts, b_starts, strict=False)
+        self.groups[group] = [Block(site, rank, a_start, b_start) for site, a_start, b_start in starts]
+        return b_starts[-1]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Of all groups, in the order of the sites."""
+        return [block for blocks in self.groups.values() for block in blocks]
 
     def initial_weights(self, device: torch.device) -> Tensor:
         """A as PEFT's default (Kaiming uniform, a = √5, so U(±1/√I)), drawn from the shape's seed; B = 0."""
@@ -91,14 +98,25 @@ class Adapter:
         self.layout = layout
         self.flat = flat
         self.scale = layout.shape.scale
-        self._sites: list[SiteWeights | None] = [None] * layout.num_sites
-        for block in layout.blocks:
-            grad_a, grad_b = block.factors(grads) if grads is not None else (None, None)
-            self._sites[block.site.index] = SiteWeights(*block.factors(flat), grad_a, grad_b)
+        # the seed does not matter to what can be stacked
+        self.shape: object = replace(layout.shape, seed=None)
+        self._groups: list[GroupWeights | None] = [None] * layout.num_groups
+        for group, blocks in layout.groups.items():
+            a, b = _group_factors(blocks, flat)
+            grad_a, grad_b = _group_factors(blocks, grads) if grads is not None else (None, None)
+            self._groups[group] = GroupWeights(a, b, grad_a, grad_b)
 
-    def site(self, index: int) -> SiteWeights | None:
+    def group(self, index: int) -> GroupWeights | None:
         """See `AdapterSlot`."""
-        return self._sites[index]
+        return self._groups[index]
+
+
+def _group_factors(blocks: Sequence[Block], flat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Views of a flat buffer: the A factors of a group as one (R, I), and each B (O, r)."""
+    first, width = blocks[0], blocks[0].site.in_features
+    rows = sum(block.rank for block in blocks)
+    a = flat[first.a_start : first.a_start + rows * width].view(rows, width)
+    return a, tuple(block.factors(flat)[1] for block in blocks)
 
 
 def save_adapter(adapter: Adapter, directory: Path, base_model: str) -> None:

@@ -14,6 +14,9 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from mint.engine.loss_graph import LossGraph
+from mint.engine.rollout_correction import RolloutCorrection
+
 Int32Array: TypeAlias = npt.NDArray[np.int32]
 Int64Array: TypeAlias = npt.NDArray[np.int64]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
@@ -78,7 +81,11 @@ class AdamParams:
 
 @dataclass(frozen=True)
 class Datum:
-    """One training sequence: `tokens` int32 (N,); every loss input has shape (N,), int64 or float32."""
+    """One training sequence: `tokens` int32 (N,) and the loss's inputs by name.
+
+    Each is int64 or float32, of shape (N,); the targets and weights of cross_entropy may be (N, K), K targets for each
+    position. The inputs of a custom loss may also be scalars, shape ().
+    """
 
     tokens: Int32Array
     loss_inputs: dict[str, LossInput]
@@ -136,13 +143,18 @@ class LoadState:
 
 @dataclass(frozen=True)
 class ForwardBackward:
-    """A pass over some datums; gradients are added to the run's, unless `forward_only`."""
+    """A pass over some datums; gradients are added to the run's, unless `forward_only`.
+
+    `loss_graph` is what `loss_fn` "custom" computes; `rollout_correction` what the run corrects importance sampling by.
+    """
 
     run_id: str
     data: tuple[Datum, ...]
     loss_fn: str
     loss_config: dict[str, float] = field(default_factory=dict)
     forward_only: bool = False
+    loss_graph: LossGraph | None = None
+    rollout_correction: RolloutCorrection | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -156,6 +168,47 @@ class OptimStep:
 
     run_id: str
     adam: AdamParams
+
+
+@dataclass(frozen=True)
+class TrainStep:
+    """A pass and the optimizer step that applies it, as one command: both halves happen or neither."""
+
+    forward_backward: ForwardBackward
+    adam: AdamParams
+
+    @property
+    def run_id(self) -> str:
+        """Of both halves."""
+        return self.forward_backward.run_id
+
+
+@dataclass(frozen=True)
+class ReverseKLDatum:
+    """A sequence as the student sees it and as the reference does; both end with the same N predicting positions.
+
+    `student` int32 (S,), `reference` int32 (R,): the last N positions of each predict `targets` int64 (N,). `weights`
+    float32 (N,).
+    """
+
+    student: Int32Array
+    reference: Int32Array
+    targets: Int64Array
+    weights: FloatArray
+
+
+@dataclass(frozen=True)
+class ReverseKL:
+    """Gradients of Σ w · KL(student ‖ reference), into the student run.
+
+    Over the whole vocabulary, both distributions at `temperature`. `reference` is an adapter revision, or None for the
+    base model.
+    """
+
+    run_id: str
+    data: tuple[ReverseKLDatum, ...]
+    reference: Revision | None
+    temperature: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -194,7 +247,16 @@ class Sample:
 
 
 TrainingCommand: TypeAlias = (
-    CreateRun | RestoreRun | LoadState | ForwardBackward | OptimStep | SaveState | ExportRevision | UnloadRun
+    CreateRun
+    | RestoreRun
+    | LoadState
+    | ForwardBackward
+    | OptimStep
+    | TrainStep
+    | ReverseKL
+    | SaveState
+    | ExportRevision
+    | UnloadRun
 )
 Command: TypeAlias = TrainingCommand | Sample
 
@@ -211,9 +273,17 @@ class RunReady:
 
 @dataclass(frozen=True)
 class Passed:
-    """`logprobs`: per datum, the log-probability of each target under the current weights, float32 (N,)."""
+    """`logprobs`: per datum, the log-probability of each target under the current weights, float32, shaped as they."""
 
     logprobs: tuple[FloatArray, ...]
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Distilled:
+    """The loss of each datum of a `ReverseKL`, and metrics."""
+
+    losses: tuple[float, ...]
     metrics: dict[str, float]
 
 
@@ -253,7 +323,7 @@ class Sampled:
     prompt_logprobs: FloatArray | None
 
 
-Result: TypeAlias = RunReady | Passed | Stepped | Saved | Unloaded | Sampled
+Result: TypeAlias = RunReady | Passed | Distilled | Stepped | Saved | Unloaded | Sampled
 
 
 class Worker(Protocol):

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from time import perf_counter
 from typing import TypeAlias
 
@@ -17,21 +18,26 @@ from mint.engine.adapters import Adapter
 from mint.engine.core import (
     Command,
     CreateRun,
+    Distilled,
     ExportRevision,
     ForwardBackward,
     LoadState,
     OptimStep,
+    Passed,
     RestoreRun,
     Result,
+    ReverseKL,
     RunReady,
     Sample,
     Saved,
     SaveState,
     Stepped,
     TrainingCommand,
+    TrainStep,
     Unloaded,
     UnloadRun,
 )
+from mint.engine.distillation import Distillation
 from mint.engine.files import fresh_folder, sync_folder
 from mint.engine.generator import Generator
 from mint.engine.revisions import RevisionCache
@@ -49,11 +55,12 @@ class Engine:
     """Everything one worker holds: the base model, its runs, its live samples."""
 
     def __init__(self, model: CausalLM, name: str, config: EngineConfig, token_bytes: list[bytes]) -> None:
-        self._scheduler = Scheduler(config.max_batch_tokens)
+        self._scheduler = Scheduler(config.max_batch_tokens, config.max_resident_runs)
         self._trainer = Trainer(model, name, config)
         self._generator = Generator(model, config, token_bytes)
         self._revisions = RevisionCache(model.sites, model.device, config.revision_cache_bytes)
-        self._passes: tuple[tuple[int, ...], PassExecution] | None = None
+        self._passes: tuple[tuple[int, ...], PassExecution | Distillation] | None = None
+        self._first_halves: dict[int, Passed | MintError | None] = {}
 
     @property
     def sample_capacity(self) -> int:
@@ -71,6 +78,11 @@ class Engine:
 
     def submit(self, number: int, command: Command) -> Iterable[Answer]:
         """Queue a command; the answers are those that are known at once, which are refusals."""
+        if isinstance(command, TrainStep):
+            self._first_halves[number] = None
+            self._scheduler.add(number, command.forward_backward)
+            self._scheduler.add(number, OptimStep(command.run_id, command.adam))
+            return ()
         if not isinstance(command, Sample):
             self._scheduler.add(number, command)
             return ()
@@ -96,10 +108,12 @@ class Engine:
             yield from self._advance()
             return
         work = self._scheduler.next_training()
-        if isinstance(work, Single):
-            yield self._single(work)
-        else:
+        if isinstance(work, Passes):
             yield from self._start(work)
+        elif isinstance(work.command, ReverseKL):
+            yield from self._start_distillation(work.number, work.command)
+        else:
+            yield self._single(work)
 
     # --- passes ---------------------------------------------------------------------------------------------
 
@@ -107,41 +121,61 @@ class Engine:
         """Begin a batch of passes; those whose run is gone are refused and leave the others alone."""
         members = []
         for number, command in work.members:
-            try:
-                self._trainer.run(command.run_id)
+            if self._trainer.has(command.run_id):
                 members.append((number, command))
-            except NotFoundError as error:
-                yield number, error
+            else:
+                yield from self._settle(number, NotFoundError(f"run {command.run_id} is not loaded"))
         if members:
             numbers, commands = zip(*members, strict=True)
             self._passes = numbers, self._trainer.start(commands)
             yield from self._advance()
 
+    def _start_distillation(self, number: int, command: ReverseKL) -> Iterator[Answer]:
+        try:
+            reference = self._revisions.get(command.reference) if command.reference else None
+            self._passes = (number,), self._trainer.distill(command, reference)
+        except MintError as error:
+            yield number, error
+            return
+        yield from self._advance()
+
+    def _settle(self, number: int, result: Result | MintError) -> Iterator[Answer]:
+        """A pass has its result; that of a `TrainStep` waits for its other half."""
+        if number not in self._first_halves:
+            yield number, result
+        else:
+            assert isinstance(result, Passed | MintError)
+            self._first_halves[number] = result
+
     def _advance(self) -> Iterator[Answer]:
-        """One micro-batch. A batch that fails before its first backward is split to find the one at fault."""
+        """One micro-batch. A batch that fails is undone, and its passes run one by one to find the one at fault."""
         assert self._passes is not None
         numbers, execution = self._passes
         try:
             execution.advance()
         except Exception as error:
-            if execution.tainted:
-                raise  # some gradients were added and some not: only a replay of the journal mends that
+            execution.undo()
             self._passes = None
             traceback.clear_frames(error.__traceback__)  # they hold the batch's activations
             yield from self._retry_alone(numbers, execution.passes, error)
             return
         if execution.done:
             self._passes = None
-            yield from zip(numbers, execution.results(), strict=True)
+            results: Sequence[Passed | Distilled] = execution.results()
+            for number, result in zip(numbers, results, strict=True):
+                yield from self._settle(number, result)
 
     def _retry_alone(
-        self, numbers: tuple[int, ...], passes: Iterable[ForwardBackward], error: Exception
+        self, numbers: tuple[int, ...], passes: Iterable[ForwardBackward | ReverseKL], error: Exception
     ) -> Iterator[Answer]:
         if len(numbers) == 1:
-            logger.error("a pass failed by itself", exc_info=error)
-            yield numbers[0], MintError(f"the pass failed in the engine: {error}")
+            if not isinstance(error, MintError):
+                logger.error("a pass failed by itself", exc_info=error)
+                error = MintError(f"the pass failed in the engine: {error}")
+            yield from self._settle(numbers[0], error)
             return
         for number, command in zip(numbers, passes, strict=True):
+            assert isinstance(command, ForwardBackward), "a distillation runs alone"
             self._passes = (number,), self._trainer.start([command])
             while self._passes is not None:
                 yield from self._advance()
@@ -150,6 +184,8 @@ class Engine:
 
     def _single(self, work: Single) -> Answer:
         try:
+            if work.number in self._first_halves:
+                return work.number, self._second_half(self._first_halves.pop(work.number), work.command)
             return work.number, self._execute(work.command)
         except MintError as error:
             return work.number, error
@@ -159,6 +195,15 @@ class Engine:
             name = type(work.command).__name__
             logger.exception("%s failed", name)
             return work.number, MintError(f"{name} failed in the engine: {error}")
+
+    def _second_half(self, first: Passed | MintError | None, command: TrainingCommand) -> Passed:
+        """The optimizer step of a `TrainStep`, unless its pass has failed."""
+        assert isinstance(command, OptimStep)
+        if isinstance(first, MintError):
+            raise first
+        assert first is not None, "a step before its pass"
+        step = self._trainer.step(command.run_id, command.adam)
+        return replace(first, metrics=first.metrics | {f"optim/{name}:unique": value for name, value in step.items()})
 
     def _execute(self, command: TrainingCommand) -> Result:  # noqa: PLR0911
         trainer = self._trainer
@@ -185,7 +230,7 @@ class Engine:
             case UnloadRun(run_id):
                 trainer.unload(run_id)
                 return Unloaded()
-            case ForwardBackward():
+            case ForwardBackward() | ReverseKL() | TrainStep():
                 raise AssertionError("passes come in batches")
 
     def _keep_revision(self, run_id: str, key: str) -> None:

@@ -24,6 +24,7 @@ from mint.engine.packing import adapter_segments, pack, packing_order
 from mint.engine.sampling import draw, uniform
 from mint.errors import BadRequestError, MintError
 from mint.models.causal_lm import CausalLM
+from mint.models.logprobs import Pairs
 from mint.models.lora import Segment
 
 
@@ -195,18 +196,17 @@ class Generator:
         requests = packing_order([request for request, _ in admitted])
         batch = pack(requests, self._model.device)
         slots = np.concatenate([self._prompt_slots(sequences_of[r.number][0]) for r in requests])
-        plan = PrefillPlan(self._cache, torch.from_numpy(slots).to(self._model.device), batch.lengths)
+        plan = PrefillPlan(self._cache, torch.from_numpy(slots).to(self._model.device), batch.plan)
         hidden = self._model.hidden_states(batch.tokens, batch.positions, plan, batch.segments)
 
-        start, sequences, last_rows = 0, [], []
-        for request, length in zip(requests, batch.lengths, strict=True):
+        sequences, last_rows = [], []
+        for request, rows in zip(requests, batch.rows, strict=True):
             if request.command.prompt_logprobs and request.prompt_logprobs is None:
-                request.prompt_logprobs = self._prompt_logprobs(request, hidden[start : start + length])
-            start += length
+                request.prompt_logprobs = self._prompt_logprobs(request, hidden[rows[0] : rows[-1] + 1])
             for sequence in sequences_of[request.number]:
                 self._share_partial_block(sequences_of[request.number][0], sequence)
                 sequences.append(sequence)
-                last_rows.append(start - 1)
+                last_rows.append(int(rows[-1]))
         self._draw(sequences, hidden[torch.tensor(last_rows, device=hidden.device)])
         self._running.extend(sequences)
 
@@ -272,8 +272,9 @@ class Generator:
         result = np.full(len(request.tokens), np.nan, np.float32)
         if len(result) > 1:
             targets = torch.from_numpy(request.tokens[1:].astype(np.int64)).to(hidden.device)
+            pairs = Pairs(torch.arange(len(targets), device=hidden.device), targets, one_each=True)
             segments = [Segment(0, len(targets), request.adapter)]
-            result[1:] = self._model.head.target_logprobs(hidden[:-1], targets, segments).cpu().numpy()
+            result[1:] = self._model.head.logprobs(hidden[:-1], pairs, segments).cpu().numpy()
         return result
 
 

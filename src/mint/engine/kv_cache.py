@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from mint.models.attention import PackedCausal
+from mint.models.attention import AttentionPlan
+from mint.models.flash import Attend
 
 
 class BlockAllocator:
@@ -72,9 +73,9 @@ class KVCache:
         self.num_blocks = num_blocks
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
-        """Store (1, K, T, D) at `slots` int64 (T,), where slot = block · S + offset."""
+        """Store (T, K, D) at `slots` int64 (T,), where slot = block · S + offset."""
         for cache, new in ((self._keys[layer], key), (self._values[layer], value)):
-            cache.flatten(0, 1).index_copy_(0, slots, new[0].transpose(0, 1))
+            cache.flatten(0, 1).index_copy_(0, slots, new)
 
     def read(self, layer: int, tables: Tensor) -> tuple[Tensor, Tensor]:
         """Gather int64 (B, n) block tables: keys and values of shape (B, K, n·S, D)."""
@@ -100,15 +101,15 @@ class KVCache:
 class PrefillPlan:
     """Attention of whole prompts that also stores their keys and values."""
 
-    def __init__(self, cache: KVCache, slots: Tensor, lengths: Sequence[int]) -> None:
+    def __init__(self, cache: KVCache, slots: Tensor, causal: AttentionPlan) -> None:
         self._cache = cache
         self._slots = slots
-        self._causal = PackedCausal(lengths)
+        self._causal = causal
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attend) -> Tensor:
         """See `AttentionPlan`."""
         self._cache.write(layer, self._slots, key, value)
-        return self._causal.attend(layer, query, key, value, scale)
+        return self._causal.attend(layer, query, key, value, how)
 
 
 class DecodePlan:
@@ -125,14 +126,19 @@ class DecodePlan:
         self._cache = cache
         self._tables = tables
         self._slots = tables.gather(1, (last // size)[:, None])[:, 0] * size + last % size
-        seen = torch.arange(tables.shape[1] * size, device=lengths.device) < lengths[:, None]
-        self._mask = seen[:, None, None, :]
+        self._behind = last[:, None] - torch.arange(tables.shape[1] * size, device=lengths.device)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """See `AttentionPlan`; the token axis has one entry per sequence."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attend) -> Tensor:
+        """See `AttentionPlan`; there is one token per sequence."""
         self._cache.write(layer, self._slots, key, value)
         keys, values = self._cache.read(layer, self._tables)
-        q = query[0].transpose(0, 1)[:, :, None]
-        gqa = q.shape[1] != keys.shape[1]
-        out = scaled_dot_product_attention(q, keys, values, attn_mask=self._mask, scale=scale, enable_gqa=gqa)
-        return out[:, :, 0].transpose(0, 1)[None]
+        seen = self._behind >= 0 if how.window is None else (self._behind >= 0) & (self._behind < how.window)
+        out = scaled_dot_product_attention(
+            query[:, :, None],
+            keys,
+            values,
+            attn_mask=seen[:, None, None, :],
+            scale=how.scale,
+            enable_gqa=query.shape[1] != keys.shape[1],
+        )
+        return out[:, :, 0]

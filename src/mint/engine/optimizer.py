@@ -31,6 +31,7 @@ class TrainableAdapter:
         self.adapter = Adapter(layout, self._parameter.detach(), self._parameter.grad)
         # fused: one pass over the buffer; lr and the rest are set anew at each step
         self._optimizer = torch.optim.AdamW([self._parameter], fused=True)
+        self._untouched = True
 
     @classmethod
     def create(cls, shape: LoraShape, sites: Sequence[LinearSite], device: torch.device) -> TrainableAdapter:
@@ -52,16 +53,63 @@ class TrainableAdapter:
             loaded._load_optimizer(directory)
         return loaded
 
+    def park(self, path: Path) -> None:
+        """Write everything to a file, for `unpark` in this process."""
+        gradients = None if self._untouched else self.gradients
+        state = self._optimizer.state.get(self._parameter)
+        content = (self.adapter.layout, self._parameter.detach(), gradients, state, self._parameter.device)
+        torch.save(content, path)
+
+    @classmethod
+    def unpark(cls, path: Path) -> TrainableAdapter:
+        """The adapter that was parked, in every bit."""
+        # our own file, written by this process
+        layout, flat, gradients, state, device = torch.load(path, weights_only=False)
+        parked = cls(layout, flat.to(device))
+        if gradients is not None:
+            parked.mark()
+            parked.gradients.copy_(gradients)
+        if state:
+            parked._optimizer.state[parked._parameter] = state
+        return parked
+
     @property
     def gradients(self) -> Tensor:
         """Float32 (num_parameters,), accumulated since the last step."""
         assert self._parameter.grad is not None
         return self._parameter.grad
 
+    def mark(self) -> Tensor | None:
+        """What `restore` needs to take back all that is added to the gradients from now on."""
+        mark = None if self._untouched else self.gradients.clone()
+        self._untouched = False
+        return mark
+
+    def restore(self, mark: Tensor | None) -> None:
+        """Give the gradients the values they had at `mark`."""
+        if mark is None:
+            self._clear()
+        else:
+            self.gradients.copy_(mark)
+
+    def _clear(self) -> None:
+        self.gradients.zero_()
+        self._untouched = True
+
     def step(self, params: AdamParams) -> dict[str, float]:
-        """Clip by global norm, apply AdamW, zero the gradients; returns the metrics of the step."""
-        clip = params.grad_clip_norm if params.grad_clip_norm > 0 else float("inf")
-        norm = torch.nn.utils.clip_grad_norm_([self._parameter], clip)
+        """Clip by global norm, apply AdamW, zero the gradients; returns the metrics of the step.
+
+        Raises:
+            BadRequestError: the gradients are not finite. They are dropped; weights and moments stay as they were.
+        """
+        norm = torch.nn.utils.get_total_norm([self.gradients])
+        if not torch.isfinite(norm):
+            self._clear()
+            raise BadRequestError(
+                f"the gradients' norm is {float(norm)}: they are dropped, and weights and optimizer stay as they were"
+            )
+        if params.grad_clip_norm > 0:
+            torch.nn.utils.clip_grads_with_norm_([self._parameter], params.grad_clip_norm, norm)
         self._optimizer.param_groups[0].update(
             lr=params.learning_rate,
             betas=(params.beta1, params.beta2),
@@ -69,7 +117,7 @@ class TrainableAdapter:
             weight_decay=params.weight_decay,
         )
         self._optimizer.step()
-        self.gradients.zero_()
+        self._clear()
         return {
             "grad_norm": float(norm),
             "step": float(self.num_steps),

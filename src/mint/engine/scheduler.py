@@ -43,10 +43,12 @@ class Scheduler:
 
     Args:
         max_batch_tokens: a batch takes no further pass that would lead beyond this.
+        max_batch_runs: nor one of a further run beyond this.
     """
 
-    def __init__(self, max_batch_tokens: int) -> None:
+    def __init__(self, max_batch_tokens: int, max_batch_runs: int) -> None:
         self._max_batch_tokens = max_batch_tokens
+        self._max_batch_runs = max_batch_runs
         self._queues: OrderedDict[str, deque[tuple[int, TrainingCommand]]] = OrderedDict()
         self._seconds: dict[Side, float] = {"training": 0.0, "sampling": 0.0}
         self._contended = False
@@ -86,10 +88,12 @@ class Scheduler:
         return Passes(tuple(members))
 
     def _collect(self, forward_only: bool) -> list[tuple[int, ForwardBackward]]:
-        """The leading passes of every run, in line order, within the token budget; the first always."""
+        """The leading passes of the runs, in line order, within the limits; the first always."""
         members: list[tuple[int, ForwardBackward]] = []
         tokens = 0
         for run_id in list(self._queues):
+            if len({command.run_id for _, command in members}) == self._max_batch_runs:
+                break
             while (queue := self._queues.get(run_id)) is not None:
                 number, command = queue[0]
                 if not isinstance(command, ForwardBackward) or command.forward_only != forward_only:

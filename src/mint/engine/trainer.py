@@ -7,45 +7,22 @@ pass goes; datums of different runs share a batch and nothing else.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter, save_adapter
-from mint.engine.core import (
-    AdamParams,
-    Datum,
-    FloatArray,
-    ForwardBackward,
-    Int32Array,
-    LoraShape,
-    Passed,
-)
-from mint.engine.losses import LOSSES
+from mint.engine.core import AdamParams, FloatArray, ForwardBackward, LoraShape, Passed, ReverseKL
+from mint.engine.corrections import batch_scale
+from mint.engine.distillation import Distillation
+from mint.engine.objective import BatchObjective, Item, Survey, Tally, combined
 from mint.engine.optimizer import TrainableAdapter
-from mint.engine.packing import PackedBatch, micro_batches, pack, packing_order
-from mint.errors import NotFoundError
+from mint.engine.packing import PackedBatch, micro_batches, pack_shared
+from mint.engine.residency import Residents
 from mint.models.causal_lm import CausalLM
-
-
-@dataclass(frozen=True)
-class Item:
-    """A datum on its way through a batch: datum `index` of pass number `owner`."""
-
-    owner: int
-    index: int
-    adapter: Adapter
-    datum: Datum
-
-    @property
-    def tokens(self) -> Int32Array:
-        """See `Packable`."""
-        return self.datum.tokens
 
 
 class Trainer:
@@ -55,11 +32,11 @@ class Trainer:
         self._model = model
         self._name = name
         self._max_batch_tokens = config.max_batch_tokens
-        self._runs: dict[str, TrainableAdapter] = {}
+        self._runs = Residents(config.max_resident_runs)
 
     def create(self, run_id: str, shape: LoraShape) -> LoraShape:
         """Make a run with a fresh adapter."""
-        self._runs[run_id] = TrainableAdapter.create(shape, self._model.sites, self._model.device)
+        self._runs.put(run_id, TrainableAdapter.create(shape, self._model.sites, self._model.device))
         return shape
 
     def load(self, run_id: str, directory: Path, *, with_optimizer: bool) -> LoraShape:
@@ -69,23 +46,24 @@ class Trainer:
             BadRequestError: the checkpoint is damaged or of another base model; the run stays as it was.
         """
         loaded = TrainableAdapter.load(directory, self._model.sites, self._model.device, with_optimizer=with_optimizer)
-        self._runs[run_id] = loaded
+        self._runs.put(run_id, loaded)
         return loaded.adapter.layout.shape
 
     def unload(self, run_id: str) -> None:
         """Forget a run."""
-        self._runs.pop(run_id, None)
+        self._runs.drop(run_id)
 
     def run(self, run_id: str) -> TrainableAdapter:
-        """The run of that id.
+        """The run of that id, on the device.
 
         Raises:
-            NotFoundError: no such run is resident.
+            NotFoundError: there is no such run.
         """
-        try:
-            return self._runs[run_id]
-        except KeyError:
-            raise NotFoundError(f"run {run_id} is not loaded") from None
+        return self._runs.acquire([run_id])[run_id]
+
+    def has(self, run_id: str) -> bool:
+        """Whether there is such a run."""
+        return run_id in self._runs
 
     def step(self, run_id: str, params: AdamParams) -> dict[str, float]:
         """One optimizer step; see `TrainableAdapter.step`."""
@@ -105,30 +83,60 @@ class Trainer:
         All passes are of one kind: with gradients, or all `forward_only`.
 
         Raises:
-            NotFoundError: a pass names a run that is not resident; nothing has been computed.
+            NotFoundError: a pass names a run that there is not; nothing has been computed.
         """
+        runs = self._runs.acquire(command.run_id for command in passes)
+        place = {run_id: index for index, run_id in enumerate(runs)}
+        owners = sorted(range(len(passes)), key=lambda owner: place[passes[owner].run_id])
         items = [
-            Item(owner, index, self.run(command.run_id).adapter, datum)
-            for owner, command in enumerate(passes)
-            for index, datum in enumerate(command.data)
+            Item(owner, index, runs[passes[owner].run_id].adapter, datum, self._family(owner, index, len(datum.tokens)))
+            for owner in owners
+            for index, datum in enumerate(passes[owner].data)
         ]
-        return PassExecution(self._model, passes, micro_batches(packing_order(items), self._max_batch_tokens))
+        return PassExecution(self._model, passes, items, self._max_batch_tokens, list(runs.values()))
+
+    def distill(self, command: ReverseKL, reference: Adapter | None) -> Distillation:
+        """Begin a reverse-KL pass.
+
+        Raises:
+            NotFoundError: the run is not resident.
+        """
+        return Distillation(self._model, self.run(command.run_id), command, reference, self._max_batch_tokens)
+
+    def _family(self, owner: int, index: int, length: int) -> object:
+        """Datums of a pass share beginnings, unless a window narrower than they are hides some from some."""
+        window = self._model.narrowest_window
+        return owner if window is None or length <= window else (owner, index)
 
 
 class PassExecution:
     """Passes in progress.
 
-    Attributes:
-        tainted: gradients have begun to flow into the runs' buffers, so the passes cannot be started over.
+    Args:
+        items: the passes' datums, those of a run and of a pass together.
+        runs: whose gradients the passes add to.
     """
 
-    def __init__(self, model: CausalLM, passes: Sequence[ForwardBackward], parts: Iterable[Sequence[Item]]) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        passes: Sequence[ForwardBackward],
+        items: Sequence[Item],
+        max_tokens: int,
+        runs: Sequence[TrainableAdapter],
+    ) -> None:
         self.passes = passes
-        self.tainted = False
         self._model = model
-        self._parts = deque(parts)
+        self._forward_only = passes[0].forward_only
+        self._marks = [] if self._forward_only else [(run, run.mark()) for run in runs]
+        self._tallies = [Tally() for _ in passes]
         self._logprobs: dict[tuple[int, int], FloatArray] = {}
-        self._losses = [0.0] * len(passes)
+        parts = list(micro_batches(items, max_tokens))
+        self._parts = deque(parts)
+        self._normalised = {owner for owner, command in enumerate(passes) if _is_normalised(command)}
+        self._to_survey = deque(part for part in parts if self._normalised.intersection(item.owner for item in part))
+        self._surveys: dict[int, list[Survey]] = {}
+        self._weight_scales: dict[int, float] = {}
 
     @property
     def done(self) -> bool:
@@ -136,54 +144,65 @@ class PassExecution:
         return not self._parts
 
     def advance(self) -> None:
-        """Forward, losses and backward of the next micro-batch."""
-        items = self._parts.popleft()
-        batch = pack(items, self._model.device)
-        with torch.set_grad_enabled(not self.passes[0].forward_only):
-            p = torch.split(self._target_logprobs(batch, items), batch.lengths)
-            loss = self._add_losses(items, p)
-        if loss.requires_grad:
-            self.tainted = True
-            loss.backward()  # type: ignore[no-untyped-call]
-        for item, logprobs in zip(items, p, strict=True):
-            self._logprobs[item.owner, item.index] = logprobs.detach().cpu().numpy()
+        """Forward, losses and backward of the next micro-batch.
+
+        Raises:
+            BadRequestError: a datum has no finite loss, or its custom loss fails. `undo` takes back what was added.
+        """
+        if self._to_survey:
+            self._survey(self._to_survey.popleft())
+            return
+        objective, batch = self._prepared(self._parts.popleft())
+        if self._forward_only:
+            logprobs = self._logprobs_of(batch, objective)
+            objective.evaluate(logprobs)
+        else:
+            head_pass = partial(
+                self._model.head.minimise, pairs=objective.pairs, segments=batch.segments, objective=objective
+            )
+            logprobs = self._model.backward(batch.tokens, batch.positions, batch.plan, batch.segments, head_pass)
+        for owner, tally in objective.tallies():
+            self._tallies[owner].add(tally)
+        for item, values in objective.by_datum(logprobs):
+            self._logprobs[item.owner, item.index] = values
+
+    def undo(self) -> None:
+        """Give the runs the gradients that they had before."""
+        for run, mark in self._marks:
+            run.restore(mark)
 
     def results(self) -> list[Passed]:
         """One per pass, in order, once `done`."""
         return [self._result(owner, command) for owner, command in enumerate(self.passes)]
 
-    def _target_logprobs(self, batch: PackedBatch, items: Sequence[Item]) -> Tensor:
-        targets = _gather(items, "target_tokens", batch.tokens.device)
-        hidden = self._model.hidden_states(batch.tokens, batch.positions, batch.plan, batch.segments)
-        return self._model.head.target_logprobs(hidden, targets, batch.segments)
+    def _prepared(self, items: Sequence[Item]) -> tuple[BatchObjective, PackedBatch]:
+        batch = pack_shared(items, self._model.device)
+        return BatchObjective(self.passes, items, batch.rows, self._weight_scales, self._model.device), batch
 
-    def _add_losses(self, items: Sequence[Item], logprobs: Sequence[Tensor]) -> Tensor:
-        """Add each pass's share to its loss; returns the sum of all shares, through which gradients flow."""
-        total = torch.zeros((), device=logprobs[0].device)
-        for owner, command in enumerate(self.passes):
-            mine = [place for place, item in enumerate(items) if item.owner == owner]
-            if mine:
-                terms = _loss_terms(command, [items[i] for i in mine], torch.cat([logprobs[i] for i in mine]))
-                self._losses[owner] += float(terms.detach().sum(dtype=torch.float64))
-                total = total + terms.sum()
-        return total
+    def _survey(self, items: Sequence[Item]) -> None:
+        """Normalising the weights of a pass needs the log-probabilities of all its tokens before the first gradient."""
+        objective, batch = self._prepared(items)
+        for owner, survey in objective.survey(self._logprobs_of(batch, objective)):
+            self._surveys.setdefault(owner, []).append(survey)
+        if not self._to_survey:
+            for owner in self._normalised:
+                config, whole = self.passes[owner].rollout_correction, combined(self._surveys[owner])
+                assert config is not None
+                self._weight_scales[owner] = batch_scale(whole.weight, whole.counted, whole.datums, config)
+
+    def _logprobs_of(self, batch: PackedBatch, objective: BatchObjective) -> torch.Tensor:
+        hidden = self._model.hidden_states(batch.tokens, batch.positions, batch.plan, batch.segments)
+        return self._model.head.logprobs(hidden, objective.pairs, batch.segments)
 
     def _result(self, owner: int, command: ForwardBackward) -> Passed:
         """`loss:mean` is per datum: the SDK's weighted mean over chunks is then the mean per datum again."""
-        loss, count = self._losses[owner], len(command.data)
-        return Passed(
-            tuple(self._logprobs[owner, index] for index in range(count)),
-            {"loss:sum": loss, "loss:mean": loss / count, "num_tokens:sum": float(command.num_tokens)},
-        )
+        tally, count = self._tallies[owner], len(command.data)
+        metrics = {"loss:sum": tally.loss, "loss:mean": tally.loss / count}
+        metrics["num_tokens:sum"] = float(command.num_tokens)
+        metrics |= {name: tally.sums[name] / (tally.counts[name] or 1.0) for name in tally.sums}
+        return Passed(tuple(self._logprobs[owner, index] for index in range(count)), metrics)
 
 
-def _loss_terms(command: ForwardBackward, items: Sequence[Item], p: Tensor) -> Tensor:
-    """The loss terms of one pass over some of its datums, whose log-probabilities are concatenated in `p`."""
-    names = [name for name in items[0].datum.loss_inputs if name != "target_tokens"]
-    inputs = {name: _gather(items, name, p.device) for name in names}
-    return LOSSES[command.loss_fn](p, inputs, command.loss_config)
-
-
-def _gather(items: Sequence[Item], name: str, device: torch.device) -> Tensor:
-    """One loss input of several datums, concatenated."""
-    return torch.from_numpy(np.concatenate([item.datum.loss_inputs[name] for item in items])).to(device)
+def _is_normalised(command: ForwardBackward) -> bool:
+    correction = command.rollout_correction
+    return correction is not None and correction.rollout_is_batch_normalize

@@ -43,7 +43,7 @@ def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, Mod
     """
     location = str(Path(source.location).expanduser())
     folder = locate(location)
-    model = load(location)
+    model = load(location, checkpointing=config.gradient_checkpointing)
     tokenizer = load_tokenizer(location)
     vocab_size, max_context_length = model.config.vocab_size, model.config.max_position_embeddings
     engine = Engine(model, source.name, config, token_bytes(tokenizer, vocab_size))

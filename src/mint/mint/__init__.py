@@ -8,8 +8,17 @@ from typing import TYPE_CHECKING, NoReturn
 from mint.client.discovery import Endpoint
 from mint.client.discovery import resolve as _resolve
 from mint.client.namespace import mint_version as _mint_version
+from mint.mint.training import ReverseKLDatum, ReverseKLOutput, forward_backward_reverse_kl, train_step
 
-__all__ = ["Endpoint", "__version__", "credentials"]
+__all__ = [
+    "Endpoint",
+    "ReverseKLDatum",
+    "ReverseKLOutput",
+    "__version__",
+    "credentials",
+    "forward_backward_reverse_kl",
+    "train_step",
+]
 
 __version__ = _mint_version()
 

@@ -9,14 +9,17 @@ Shapes: T tokens of the batch, H query heads, K key/value heads, D head size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from mint.models import flash
+from mint.models.flash import Answer, Attend, Block
 
 ATTENTION_NAME = "mint"
 
@@ -24,44 +27,136 @@ ATTENTION_NAME = "mint"
 class AttentionPlan(Protocol):
     """How the tokens of one batch attend."""
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """(1, H, T, D), (1, K, T, D), (1, K, T, D) → (1, H, T, D)."""
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attend) -> Tensor:
+        """(T, H, D), (T, K, D), (T, K, D) → (T, H, D)."""
         ...
 
 
-class PackedCausal:
-    """Each sequence of a packed batch attends causally within itself.
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens start ≤ t < stop of a batch, which all tokens from stop up to `end` see as well as themselves."""
 
-    Sequences of equal length that lie side by side run as one product, so a batch of equal lengths
+    start: int
+    stop: int
+    end: int
+
+    @property
+    def own(self) -> slice:
+        """Its tokens."""
+        return slice(self.start, self.stop)
+
+    @property
+    def below(self) -> slice:
+        """Those that see it."""
+        return slice(self.stop, self.end)
+
+    def block(self, query: Tensor, key: Tensor, value: Tensor) -> Block:
+        """The queries below it and its own keys and values."""
+        return Block(query[None, self.below], key[None, self.own], value[None, self.own])
+
+
+@dataclass(frozen=True)
+class Run:
+    """`count` stretches of `length` tokens each from `start` on; each attends causally within itself."""
+
+    start: int
+    count: int
+    length: int
+
+    @property
+    def rows(self) -> slice:
+        """All of its tokens."""
+        return slice(self.start, self.start + self.count * self.length)
+
+    def of(self, batch: Tensor) -> Tensor:
+        """(T, …) → (count, length, …)."""
+        rows = batch[self.rows]
+        return rows.view(self.count, self.length, *rows.shape[1:])
+
+
+class PackedCausal:
+    """Each stretch of a packed batch attends causally within itself, and to the prefixes above it.
+
+    Stretches of equal length that lie side by side run as one product, so a batch of equal lengths
     costs one call.
+
+    Args:
+        lengths: of the stretches, in packing order.
+        prefixes: see `Prefix`; there are none unless sequences share their beginnings. With a window, no sequence
+            may then be longer than it.
     """
 
-    def __init__(self, lengths: Sequence[int]) -> None:
-        self._runs = [(length, len(list(run))) for length, run in groupby(lengths)]
-        self._sizes = [length * count for length, count in self._runs]
+    def __init__(self, lengths: Sequence[int], prefixes: Sequence[Prefix] = ()) -> None:
+        self.runs = list(_runs(lengths))
+        self.prefixes = list(prefixes)
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:  # noqa: ARG002
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attend) -> Tensor:  # noqa: ARG002
         """See `AttentionPlan`."""
-        # split, not slices: its backward is one concatenation, that of a slice a zero tensor of full size
-        pieces = zip(*(torch.split(t, self._sizes, dim=2) for t in (query, key, value)), self._runs, strict=True)
-        outputs = [_equal_lengths(q, k, v, count, scale) for q, k, v, (_, count) in pieces]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=2)
+        out: Tensor = _PackedAttention.apply(query, key, value, self, how)  # type: ignore[no-untyped-call]
+        return out
 
 
-def _equal_lengths(query: Tensor, key: Tensor, value: Tensor, count: int, scale: float) -> Tensor:
-    """`count` sequences of one length, packed along the token axis: attend within each."""
-    q, k, v = (_unpack(t, count) for t in (query, key, value))
-    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=q.shape[1] != k.shape[1])
-    return out.transpose(0, 1).reshape(query.shape)
+def _runs(lengths: Sequence[int]) -> Iterator[Run]:
+    start = 0
+    for length, equal in groupby(lengths):
+        run = Run(start, len(list(equal)), length)
+        yield run
+        start = run.rows.stop
 
 
-def _unpack(packed: Tensor, count: int) -> Tensor:
-    """(1, H, count·n, D) → (count, H, n, D)."""
-    _, heads, tokens, size = packed.shape
-    return packed.view(heads, count, tokens // count, size).transpose(0, 1)
+class _PackedAttention(torch.autograd.Function):
+    """Softmax over several blocks of keys: each block by itself, then merged by their log-sum-exp.
+
+    Backward, a block's gradients follow from the merged output and log-sum-exp alone, so blocks stay independent
+    (as in ring attention: Liu et al., 2023, arXiv 2310.01889).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: PackedCausal, how: Attend) -> Tensor:
+        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
+        out = torch.empty_like(query)
+        lse = query.new_empty(query.shape[:2], dtype=torch.float32)
+        for run in plan.runs:
+            answer = flash.forward(Block(run.of(query), run.of(key), run.of(value)), how)
+            run.of(out).copy_(answer.out)
+            run.of(lse).copy_(answer.lse)
+        for prefix in plan.prefixes:
+            answer = flash.forward(prefix.block(query, key, value), how._replace(causal=False))
+            _merge(out[prefix.below], lse[prefix.below], answer.out[0], answer.lse[0])
+        ctx.save_for_backward(query, key, value, out, lse)
+        ctx.plan, ctx.how = plan, how
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        grad = grads[0].contiguous()
+        query, key, value, out, lse = ctx.saved_tensors
+        plan: PackedCausal = ctx.plan
+        grad_q, grad_k, grad_v = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        for run in plan.runs:
+            block, answer = Block(run.of(query), run.of(key), run.of(value)), Answer(run.of(out), run.of(lse))
+            parts = flash.backward(run.of(grad), block, answer, ctx.how)
+            for target, part in zip((grad_q, grad_k, grad_v), parts, strict=True):
+                run.of(target).copy_(part)
+        for prefix in plan.prefixes:
+            answer = Answer(out[None, prefix.below], lse[None, prefix.below])
+            block = prefix.block(query, key, value)
+            q, k, v = flash.backward(grad[None, prefix.below], block, answer, ctx.how._replace(causal=False))
+            grad_q[prefix.below] += q[0]
+            grad_k[prefix.own] += k[0]
+            grad_v[prefix.own] += v[0]
+        return grad_q, grad_k, grad_v, None, None
 
 
-def attend(
+def _merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
+    """Take another block of keys into (n, H, D) outputs and their (n, H) log-sum-exp, in place."""
+    total = torch.logaddexp(lse, other_lse)
+    out.mul_((lse - total).exp_()[..., None].to(out.dtype))
+    out.add_(other_out * (other_lse - total).exp_()[..., None].to(out.dtype))
+    lse.copy_(total)
+
+
+def attend(  # noqa: PLR0913  # transformers' signature
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -70,13 +165,15 @@ def attend(
     *,
     scaling: float,
     plan: AttentionPlan,
+    sliding_window: int | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """The function transformers calls; its output is (1, T, H, D)."""
+    """The function transformers calls, with tensors of shape (1, heads, T, D); its output is (1, T, H, D)."""
     assert attention_mask is None, "packed batches have a plan and no mask"
     layer = module.layer_idx
     assert isinstance(layer, int)
-    return plan.attend(layer, query, key, value, scaling).transpose(1, 2), None
+    q, k, v = (t[0].transpose(0, 1) for t in (query, key, value))
+    return plan.attend(layer, q, k, v, Attend(scaling, window=sliding_window))[None], None
 
 
 AttentionInterface.register(ATTENTION_NAME, attend)

@@ -23,8 +23,7 @@ from mint.errors import ModelLoadError
 from mint.models.attention import ATTENTION_NAME, PackedCausal
 from mint.models.causal_lm import CausalLM
 
-EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""How models' configurations say that they are mixtures of experts."""
+SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
 LENGTH_DEPENDENT_ROPE = ("dynamic", "longrope")
 """Rotary embeddings that change with the longest sequence: one request of a batch would change the others."""
@@ -53,8 +52,8 @@ def locate(location: str) -> Path:
     return Path(found).parent
 
 
-def load(location: str, dtype: torch.dtype = torch.float32) -> CausalLM:
-    """Load a decoder-only model in evaluation mode.
+def load(location: str, dtype: torch.dtype = torch.float32, *, checkpointing: bool = False) -> CausalLM:
+    """Load a decoder-only model in evaluation mode; for `checkpointing` see `CausalLM`.
 
     Raises:
         ModelLoadError: the model does not load, or needs something that packed batches cannot give it.
@@ -76,7 +75,7 @@ def load(location: str, dtype: torch.dtype = torch.float32) -> CausalLM:
     if report["missing_keys"]:
         # transformers fills these with random numbers
         raise ModelLoadError(f"{location} has no weights for {sorted(report['missing_keys'])[0]}")
-    served = CausalLM(model.eval())
+    served = CausalLM(model.eval(), checkpointing=checkpointing)
     _refuse_different(location, model, served)
     return served
 
@@ -88,14 +87,14 @@ def _refuse_unsupported(location: str, config: Any) -> None:
     """
     config = config.get_text_config(decoder=True)
     layers = getattr(config, "layer_types", None)
-    if layers and set(layers) != {"full_attention"}:
-        raise ModelLoadError(f"{location} has layers of type {sorted(set(layers))}; only full_attention is served")
-    fields = ["attn_logit_softcapping", "final_logit_softcapping", *([] if layers else ["sliding_window"])]
-    for field in fields:
+    unknown = set(layers or ()) - SERVED_LAYERS
+    if unknown:
+        raise ModelLoadError(
+            f"{location} has layers of type {sorted(unknown)}; served are {', '.join(sorted(SERVED_LAYERS))}"
+        )
+    for field in ("attn_logit_softcapping", "final_logit_softcapping"):
         if getattr(config, field, None):
             raise ModelLoadError(f"{location} sets {field}, which is not served")
-    if any(getattr(config, field, None) for field in EXPERT_COUNTS):
-        raise ModelLoadError(f"{location} is a mixture of experts, whose experts LoRA cannot adapt here yet")
     rope = (getattr(config, "rope_parameters", None) or {}).get("rope_type")
     if rope in LENGTH_DEPENDENT_ROPE:
         raise ModelLoadError(f"{location} has rope_type {rope}, which is not served")
@@ -111,8 +110,10 @@ def _refuse_different(location: str, model: PreTrainedModel, served: CausalLM) -
         torch.arange(1, length + 1, device=served.device) * 1009 % served.config.vocab_size for length in PROBE_LENGTHS
     ]
     model.set_attn_implementation("eager")
+    experts, model.config._experts_implementation = model.config._experts_implementation, "eager"
     expected = torch.cat([model(input_ids=s[None], use_cache=False).logits[0].float() for s in sequences])
     model.set_attn_implementation(ATTENTION_NAME)
+    model.config._experts_implementation = experts
     positions = torch.cat([torch.arange(len(s), device=served.device) for s in sequences])
     hidden = served.hidden_states(torch.cat(sequences), positions, PackedCausal(PROBE_LENGTHS), [])
     ours = served.head.logits(hidden, [])

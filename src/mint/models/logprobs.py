@@ -1,120 +1,212 @@
-"""The loss head: log-probabilities of given targets, and nothing of vocabulary size that outlives a chunk.
+"""The loss head: log-probabilities of given targets and their gradients, and nothing of vocabulary size that outlives
+a chunk.
 
-log p(target) = logit[target] − logsumexp(logits), and backward d logit = g · (onehot(target) − softmax(logits)). The
-logits of a batch of several chunks are computed again for the backward pass; those of a single chunk are kept.
+log p(target) = logit[target] − logsumexp(logits), and d logits = Σ g · (onehot(target) − softmax(logits)) for the
+gradients g of a row's targets; both are computed in the place of the logits.
 
-Shapes: T tokens, E hidden size, V vocabulary.
+Where a token's gradient follows from that token's log-probability alone, a chunk goes forward and backward at once,
+and its logits are computed once. Otherwise all chunks go forward, then all again, and backward.
+
+Shapes: T tokens of the batch, P pairs of a token and a target, n rows of a chunk, E hidden size, V vocabulary.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
-from mint.models.lora import LowRankPart, Segment, low_rank_parts
+from mint.models.lora import Segment, low_rank_parts, selected, stretches
+from mint.models.products import linear, linear_backward
 
-CHUNK_ELEMENTS = 16 << 20
-"""Logits computed at a time: 64 MiB in float32."""
+CHUNK_ELEMENTS = 8 << 20
+"""Logits computed at a time: 32 MiB in float32."""
+
+WORTH_SELECTING = 0.8
+"""Rows whose gradients are all zero are left out of the backward pass when no more than this share of a chunk
+remains."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which token is to predict what: `rows` int64 (P,), in ascending order, and `targets` int64 (P,).
+
+    A token may have several targets, or none. `one_each` says that rows are 0 … T − 1, each once.
+    """
+
+    rows: Tensor
+    targets: Tensor
+    one_each: bool
+
+    def within(self, start: int, stop: int) -> slice:
+        """The pairs of the rows start ≤ row < stop."""
+        if self.one_each:
+            return slice(start, stop)
+        bounds = torch.tensor([start, stop], device=self.rows.device)
+        first, last = torch.searchsorted(self.rows, bounds).tolist()
+        return slice(first, last)
+
+
+class Objective(Protocol):
+    """What is to be minimised, as a function of the log-probabilities.
+
+    Attributes:
+        per_token: a pair's gradient follows from its own log-probability.
+    """
+
+    per_token: bool
+
+    def gradient(self, logprobs: Tensor, pairs: slice) -> Tensor:
+        """Of the loss with respect to the log-probabilities of these pairs, all float32; all pairs unless
+        `per_token`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Hidden states (P, E) and the adapters they run through."""
+
+    hidden: Tensor
+    segments: Sequence[Segment]
 
 
 class UnembeddingHead:
     """The last linear layer, with the adapters of a batch, as logits or as log-probabilities of targets."""
 
-    def __init__(self, linear: nn.Linear, site: int) -> None:
-        self._linear = linear
-        self._site = site
-        self._anchor = torch.zeros((), requires_grad=True)
+    def __init__(self, layer: nn.Linear, group: int) -> None:
+        self._layer = layer
+        self._group = group
+        self._columns = [slice(0, layer.out_features)]
 
     def logits(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """(T, E) → float32 (T, V). No gradient: for sampling."""
+        """(T, E) → float32 (T, V). No gradient."""
         with torch.no_grad():
-            return _chunk_logits(hidden, self._linear, low_rank_parts(segments, self._site))[0]
+            return self._chunk(hidden, segments).logits
 
-    def target_logprobs(self, hidden: Tensor, targets: Tensor, segments: Sequence[Segment]) -> Tensor:
-        """(T, E) and int64 (T,) → float32 (T,), with gradients to `hidden` and to the adapters' factors."""
-        parts = low_rank_parts(segments, self._site)
-        # a head that is adapted has gradients to give also where nothing below it has
-        anchor = self._anchor if parts else None
-        result: Tensor = _TargetLogprobs.apply(hidden, targets, self._linear, parts, anchor)  # type: ignore[no-untyped-call]
+    def logprobs(self, hidden: Tensor, pairs: Pairs, segments: Sequence[Segment]) -> Tensor:
+        """(T, E) → float32 (P,), without gradient."""
+        with torch.no_grad():
+            result = hidden.new_empty(len(pairs.targets), dtype=torch.float32)
+            for rows in self._row_chunks(len(hidden)):
+                mine = pairs.within(rows.start, rows.stop)
+                chunk = self._chunk(hidden[rows], _clip(segments, rows))
+                result[mine] = chunk.logprobs(pairs, mine, rows.start)
+            return result
+
+    def minimise(
+        self, hidden: Tensor, pairs: Pairs, segments: Sequence[Segment], objective: Objective
+    ) -> tuple[Tensor, Tensor]:
+        """Log-probabilities float32 (P,) and the gradient of the objective by `hidden` (T, E).
+
+        The gradients of the head's own adapters are added to their buffers.
+        """
+        with torch.no_grad():
+            logprobs = None if objective.per_token else self.logprobs(hidden, pairs, segments)
+            gradient = None if logprobs is None else objective.gradient(logprobs, slice(0, len(logprobs)))
+            grad_hidden = torch.empty_like(hidden)
+            seen = []
+            for rows in self._row_chunks(len(hidden)):
+                mine = pairs.within(rows.start, rows.stop)
+                chunk = self._chunk(hidden[rows], _clip(segments, rows))
+                seen.append(chunk.logprobs(pairs, mine, rows.start))
+                g = objective.gradient(seen[-1], mine) if gradient is None else gradient[mine]
+                grad_hidden[rows] = self._backward(chunk, pairs, mine, rows.start, g)
+            return torch.cat(seen), grad_hidden
+
+    def reverse_kl(self, student: Rows, reference: Rows, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+        """KL(student ‖ reference) of each row over the whole vocabulary, and its gradient.
+
+        With π = softmax(logits / τ): d KL / d logits = π_student · (log π_student − log π_reference − KL) / τ.
+
+        Args:
+            student: P rows of hidden states; reference: as many.
+            weights: float32 (P,), what each row's gradient is multiplied by.
+
+        Returns:
+            float32 (P,), and the gradient of Σ weights · KL by the student's hidden states (P, E). Gradients of the
+            head's own adapters are added to the student's buffers.
+        """
+        with torch.no_grad():
+            divergence = torch.empty_like(weights)
+            grad_hidden = torch.empty_like(student.hidden)
+            for rows in self._row_chunks(len(weights), tensors=2):
+                chunk = self._chunk(student.hidden[rows], _clip(student.segments, rows))
+                log_student = torch.log_softmax(chunk.logits.div_(temperature), dim=1)
+                other = self._chunk(reference.hidden[rows], _clip(reference.segments, rows))
+                difference = log_student - torch.log_softmax(other.logits.div_(temperature), dim=1)
+                probability = log_student.exp_()
+                divergence[rows] = (probability * difference).sum(dim=1)
+                scale = (weights[rows] / temperature)[:, None]
+                grad_logits = difference.sub_(divergence[rows, None]).mul_(probability).mul_(scale)
+                grad_hidden[rows] = self._backward_logits(chunk.hidden, chunk.segments, grad_logits)
+            return divergence, grad_hidden
+
+    def _row_chunks(self, num_rows: int, tensors: int = 1) -> Iterator[slice]:
+        """Cut rows so that `tensors` tensors of the vocabulary's size stay within the limit."""
+        step = max(1, CHUNK_ELEMENTS // tensors // self._layer.out_features)
+        return (slice(start, min(num_rows, start + step)) for start in range(0, num_rows, step))
+
+    def _chunk(self, hidden: Tensor, segments: Sequence[Segment]) -> _Chunk:
+        logits = linear(hidden, self._layer.weight, self._layer.bias)
+        for part in low_rank_parts(stretches(segments), self._group, self._columns):
+            part.add_forward(hidden, logits)
+        return _Chunk(hidden, segments, logits.float())
+
+    def _backward(self, chunk: _Chunk, pairs: Pairs, mine: slice, offset: int, grad: Tensor) -> Tensor:
+        """The gradient (n, E) of the chunk's hidden states; adds those of its adapters."""
+        rows, targets = pairs.rows[mine] - offset, pairs.targets[mine]
+        if not pairs.one_each:
+            wanted = torch.zeros(len(chunk.hidden), device=grad.device).index_add_(0, rows, grad.abs()) != 0
+        else:
+            wanted = grad != 0
+        chosen = wanted.nonzero()[:, 0]
+        if len(chosen) > WORTH_SELECTING * len(wanted):
+            return self._backward_logits(chunk.hidden, chunk.segments, chunk.grad_logits(rows, targets, grad))
+        result = torch.zeros_like(chunk.hidden)
+        if len(chosen):
+            kept = grad != 0
+            place = wanted.cumsum(0) - 1
+            few = chunk.select(chosen)
+            grad_logits = few.grad_logits(place[rows[kept]], targets[kept], grad[kept])
+            result[chosen] = self._backward_logits(few.hidden, few.segments, grad_logits)
         return result
 
-
-def _chunk_logits(hidden: Tensor, linear: nn.Linear, parts: Sequence[LowRankPart]) -> tuple[Tensor, list[Tensor]]:
-    """Logits of some rows, float32, and each part's (n, r) product."""
-    logits = nn.functional.linear(hidden, linear.weight, linear.bias)
-    projected = [part.add_forward(hidden, logits) for part in parts]
-    return logits.float(), projected
-
-
-def _chunks(rows: int, vocab: int, parts: Sequence[LowRankPart]) -> Iterator[tuple[slice, list[LowRankPart]]]:
-    """Cut rows so that a chunk's logits stay within CHUNK_ELEMENTS; parts are cut and shifted to match."""
-    step = max(1, CHUNK_ELEMENTS // vocab)
-    for start in range(0, rows, step):
-        stop = min(rows, start + step)
-        inside = []
-        for part in parts:
-            first, last = max(part.rows.start, start), min(part.rows.stop, stop)
-            if first < last:
-                cut, whole = slice(first - start, last - start), last - first == stop - start
-                inside.append(LowRankPart(cut, part.weights, part.scale, whole))
-        yield slice(start, stop), inside
+    def _backward_logits(self, hidden: Tensor, segments: Sequence[Segment], grad_logits: Tensor) -> Tensor:
+        """(n, E) and (n, V) → (n, E); adds the gradients of the adapters' factors."""
+        grad_logits = grad_logits.to(self._layer.weight.dtype)
+        grad_hidden = linear_backward(grad_logits, self._layer.weight)
+        for part in low_rank_parts(stretches(segments), self._group, self._columns):
+            part.add_backward(hidden, part.project(hidden), [grad_logits], grad_hidden)
+        return grad_hidden
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Chunk:
-    """Some rows of a batch with their logits, and each low-rank part's (n, r) product."""
+    """Some rows of a batch and their logits, float32 (n, V); `segments` count from the chunk's first row."""
 
-    rows: slice
-    parts: list[LowRankPart]
+    hidden: Tensor
+    segments: Sequence[Segment]
     logits: Tensor
-    projected: list[Tensor]
+
+    def logprobs(self, pairs: Pairs, mine: slice, offset: int) -> Tensor:
+        """Of the chunk's pairs, float32; the logits become log-probabilities."""
+        torch.log_softmax(self.logits, dim=1, out=self.logits)
+        return self.logits[pairs.rows[mine] - offset, pairs.targets[mine]]
+
+    def grad_logits(self, rows: Tensor, targets: Tensor, grad: Tensor) -> Tensor:
+        """Σ grad · (onehot(target) − softmax) for each row, written over its log-probabilities."""
+        total = grad.new_zeros(len(self.hidden)).index_add_(0, rows, grad)
+        return self.logits.exp_().mul_(-total[:, None]).index_put_((rows, targets), grad, accumulate=True)
+
+    def select(self, rows: Tensor) -> _Chunk:
+        """Only these rows, int64 in ascending order."""
+        return _Chunk(self.hidden[rows], selected(self.segments, rows), self.logits[rows])
 
 
-def _compute(hidden: Tensor, linear: nn.Linear, parts: Sequence[LowRankPart]) -> Iterator[_Chunk]:
-    """The logits of all rows, a chunk at a time."""
-    for rows, inside in _chunks(len(hidden), linear.out_features, parts):
-        yield _Chunk(rows, inside, *_chunk_logits(hidden[rows], linear, inside))
-
-
-class _TargetLogprobs(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        targets: Tensor,
-        linear: nn.Linear,
-        parts: list[LowRankPart],
-        anchor: Tensor | None,  # noqa: ARG004  # see ActiveSegments
-    ) -> Tensor:
-        normalizer = hidden.new_empty(len(hidden), dtype=torch.float32)
-        chosen = torch.empty_like(normalizer)
-        kept = None
-        for chunk in _compute(hidden, linear, parts):
-            torch.logsumexp(chunk.logits, dim=1, out=normalizer[chunk.rows])
-            chosen[chunk.rows] = chunk.logits.gather(1, targets[chunk.rows, None])[:, 0]
-            kept = chunk if chunk.rows == slice(0, len(hidden)) and any(ctx.needs_input_grad) else None
-        ctx.save_for_backward(hidden, targets, normalizer)
-        ctx.linear, ctx.parts, ctx.kept = linear, parts, kept
-        return chosen - normalizer
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        hidden, targets, normalizer = ctx.saved_tensors
-        linear: nn.Linear = ctx.linear
-        grad_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
-        for chunk in (ctx.kept,) if ctx.kept is not None else _compute(hidden, linear, ctx.parts):
-            g = grad[chunk.rows, None]
-            # in place: a graph of the engine's runs backward once
-            grad_logits = chunk.logits.sub_(normalizer[chunk.rows, None]).exp_().mul_(-g)
-            grad_logits = grad_logits.scatter_add_(1, targets[chunk.rows, None], g).to(linear.weight.dtype)
-            chunk_grad = None
-            if grad_hidden is not None:
-                chunk_grad = torch.mm(grad_logits, linear.weight, out=grad_hidden[chunk.rows])
-            for part, xa in zip(chunk.parts, chunk.projected, strict=True):
-                part.add_backward(hidden[chunk.rows], xa, grad_logits, chunk_grad)
-        return grad_hidden, None, None, None, None
+def _clip(segments: Sequence[Segment], rows: slice) -> list[Segment]:
+    """Segments of a batch as a chunk of its rows sees them."""
+    cut = ((max(s.start, rows.start), min(s.stop, rows.stop), s.adapter) for s in segments)
+    return [Segment(start - rows.start, stop - rows.start, adapter) for start, stop, adapter in cut if start < stop]

@@ -1,12 +1,12 @@
 """LoRA on linear layers, for batches whose tokens belong to different adapters.
 
-A batch is the concatenation of segments; the tokens of one adapter lie next to each other. Every adapted
-layer computes the base product once for all tokens, then adds each segment's low-rank part. The backward pass
-is written by hand because it adds the gradients of A and B straight into the adapter's own buffer: autograd
-would build one tensor per layer and adapter and add them later.
+A batch is the concatenation of segments; the tokens of one adapter lie next to each other. Layers that read the same
+input, such as the projections to queries, keys and values, form a group: one base product for all tokens and layers,
+then each segment's low-rank parts. The backward pass is written by hand because it adds the gradients of A and B
+straight into the adapter's own buffer: autograd would build one tensor per layer and adapter and add them later.
 
-Shapes: T tokens of the batch, n of a segment, I inputs, O outputs, r rank. A is (r, I), B is (O, r), as in
-PEFT.
+Shapes: T tokens of the batch, n of a segment, S segments, I inputs, O outputs of a layer, r rank, R = r · layers of the
+group. A is (r, I), B is (O, r), as in PEFT; the A factors of a group lie below each other as one (R, I).
 """
 
 from __future__ import annotations
@@ -14,42 +14,61 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from itertools import accumulate, groupby
+from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
+from mint.models.products import linear, linear_backward
+
 SiteKind = Literal["attn", "mlp", "unembed"]
+
+STACKED_TOKENS = 128
+"""Segments up to this length run as one batched product when there are several; longer ones fill the machine alone."""
 
 
 @dataclass(frozen=True)
 class LinearSite:
-    """A linear layer that adapters may change; `name` is its path in the base model, as PEFT writes it."""
+    """A linear layer that adapters may change.
+
+    `name` is its path in the base model, as PEFT writes it; `group` the number of the group it belongs to.
+    """
 
     index: int
     name: str
     kind: SiteKind
     in_features: int
     out_features: int
+    group: int
 
 
 @dataclass(frozen=True)
-class SiteWeights:
-    """One adapter's factors at one site, views of its flat buffers. A revision has no gradients."""
+class GroupWeights:
+    """One adapter's factors in one group, views of its flat buffers: `a` (R, I), and `b` one (O, r) for each layer.
+
+    A revision has no gradients.
+    """
 
     a: Tensor
-    b: Tensor
+    b: tuple[Tensor, ...]
     grad_a: Tensor | None
-    grad_b: Tensor | None
+    grad_b: tuple[Tensor, ...] | None
 
 
 class AdapterSlot(Protocol):
-    """What a layer needs of an adapter."""
+    """What a layer needs of an adapter.
+
+    Attributes:
+        scale: the factor in front of (xA)B.
+        shape: what is equal for adapters whose factors can be stacked.
+    """
 
     scale: float
+    shape: object
 
-    def site(self, index: int) -> SiteWeights | None:
-        """The factors at a site, or None where this adapter leaves the base layer as it is."""
+    def group(self, index: int) -> GroupWeights | None:
+        """The factors in a group, or None where this adapter leaves its layers as they are."""
         ...
 
 
@@ -62,6 +81,52 @@ class Segment:
     adapter: AdapterSlot | None
 
 
+@dataclass(frozen=True)
+class Stretch:
+    """Adjacent segments of one length whose adapters have one shape; mostly a single segment."""
+
+    rows: slice
+    adapters: tuple[AdapterSlot, ...]
+    whole: bool
+    """Whether the rows are all of the batch, which saves taking them."""
+
+
+def stretches(segments: Sequence[Segment]) -> list[Stretch]:
+    """The adapted segments of a batch, those that can run together put together."""
+    found: list[Stretch] = []
+    whole = len(segments) == 1
+    adapted = [(s.start, s.stop, s.adapter) for s in segments if s.adapter is not None]
+
+    def alike(segment: tuple[int, int, AdapterSlot]) -> object:
+        start, stop, adapter = segment
+        return (stop - start, adapter.scale, adapter.shape) if stop - start <= STACKED_TOKENS else start
+
+    for _, same in groupby(adapted, key=alike):
+        members = list(same)
+        for first, last in _unbroken(members):
+            rows = slice(members[first][0], members[last - 1][1])
+            found.append(Stretch(rows, tuple(a for _, _, a in members[first:last]), whole))
+    return found
+
+
+def selected(segments: Sequence[Segment], rows: Tensor) -> list[Segment]:
+    """The segments of a batch as they divide some of its rows, int64 (n,) in ascending order."""
+    if not segments:
+        return []
+    borders = torch.tensor([[segment.start, segment.stop] for segment in segments], device=rows.device)
+    cut = zip(torch.searchsorted(rows, borders).tolist(), segments, strict=True)
+    return [Segment(start, stop, segment.adapter) for (start, stop), segment in cut if start < stop]
+
+
+def _unbroken(members: Sequence[tuple[int, int, AdapterSlot]]) -> Iterator[tuple[int, int]]:
+    """Cut where tokens of the base model lie between two segments."""
+    first = 0
+    for place in range(1, len(members) + 1):
+        if place == len(members) or members[place][0] != members[place - 1][1]:
+            yield first, place
+            first = place
+
+
 class ActiveSegments:
     """The segments of the batch that is running now, shared by all layers of one model.
 
@@ -70,109 +135,250 @@ class ActiveSegments:
     """
 
     def __init__(self) -> None:
-        self.current: Sequence[Segment] = ()
+        self.segments: Sequence[Segment] = ()
+        self.current: Sequence[Stretch] = ()
         # Base and inputs are frozen and the factors' gradients bypass autograd. This makes it go backward all the same,
         # from the last adapted layer down to the first and no further.
         self.anchor = torch.zeros((), requires_grad=True)
 
     @contextmanager
     def use(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Run the body's forward passes under `segments`."""
-        self.current = segments
+        """Run the body's forward and backward passes under `segments`."""
+        self.segments, self.current = segments, stretches(segments)
         try:
             yield
         finally:
-            self.current = ()
+            self.segments, self.current = (), ()
 
 
 @dataclass(frozen=True)
-class LowRankPart:
-    """A segment at one site: its slice of the batch, its factors, and their scale.
-
-    `whole` says that the slice is all of the batch, which saves taking it.
-    """
+class SinglePart:
+    """The low-rank part of one segment in one group. `columns`: where each layer's outputs lie in the group's."""
 
     rows: slice
-    weights: SiteWeights
+    weights: GroupWeights
     scale: float
-    whole: bool = False
+    columns: Sequence[slice]
+    whole: bool
 
     def _of(self, batch: Tensor) -> Tensor:
         return batch if self.whole else batch[self.rows]
 
+    def _factor(self, factor: Tensor, like: Tensor) -> Tensor:
+        return factor if factor.dtype == like.dtype else factor.to(like.dtype)
+
+    def project(self, x: Tensor) -> Tensor:
+        """The (n, R) product x A."""
+        x = self._of(x)
+        return linear(x, self._factor(self.weights.a, x))
+
     def add_forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """Y[rows] += scale · (x A) B in place; returns the (n, r) product x A, which the backward needs."""
-        xa = self._of(x) @ self.weights.a.T
-        self._of(y).addmm_(xa, self.weights.b.T, alpha=self.scale)
+        """Y[rows] += scale · (x A) B in place, for each layer; returns the (n, R) product x A for the backward pass."""
+        xa, y = self.project(x), self._of(y)
+        for b, columns, ranks in zip(self.weights.b, self.columns, _ranks(self.weights), strict=True):
+            y[:, columns].addmm_(xa[:, ranks], self._factor(b, xa).T, alpha=self.scale)
         return xa
 
-    def add_backward(self, x: Tensor, xa: Tensor, grad_y: Tensor, grad_x: Tensor | None) -> None:
-        """Add this part's share to grad_x[rows], where wanted, and to the gradients of its factors, all in place."""
-        weights, g = self.weights, self._of(grad_y)
-        gb = (g @ weights.b).mul_(self.scale)
+    def add_backward(self, x: Tensor, xa: Tensor, grads: Sequence[Tensor], grad_x: Tensor | None) -> None:
+        """Add this part's share to grad_x[rows], where wanted, and to the gradients of its factors, all in place.
+
+        `grads` has the gradient of each layer's outputs, (T, O).
+        """
+        weights = self.weights
+        grads = [self._of(grad) for grad in grads]
+        gb = torch.empty_like(xa)
+        for b, grad, ranks in zip(weights.b, grads, _ranks(weights), strict=True):
+            torch.mm(grad, self._factor(b, grad), out=gb[:, ranks])
+        gb.mul_(self.scale)
         if grad_x is not None:
-            self._of(grad_x).addmm_(gb, weights.a)
+            self._of(grad_x).addmm_(gb, self._factor(weights.a, gb))
         if weights.grad_a is not None and weights.grad_b is not None:
-            weights.grad_a.addmm_(gb.T, self._of(x))
-            weights.grad_b.addmm_(g.T, xa, alpha=self.scale)
+            add_product(weights.grad_a, gb.T, self._of(x))
+            for grad_b, grad, ranks in zip(weights.grad_b, grads, _ranks(weights), strict=True):
+                add_product(grad_b, grad.T, xa[:, ranks], alpha=self.scale)
 
 
-def low_rank_parts(segments: Sequence[Segment], site: int) -> list[LowRankPart]:
-    """The parts that segments add at a site; empty where all of them leave the base layer as it is."""
-    parts = []
-    whole = len(segments) == 1
-    for segment in segments:
-        if segment.adapter is not None and (weights := segment.adapter.site(site)) is not None:
-            rows = slice(segment.start, segment.stop)
-            parts.append(LowRankPart(rows, weights, segment.adapter.scale, whole))
+@dataclass(frozen=True)
+class StackedPart:
+    """The low-rank parts of several short segments of one length in one group, as batched products."""
+
+    rows: slice
+    weights: Sequence[GroupWeights]
+    scale: float
+    columns: Sequence[slice]
+
+    def _of(self, batch: Tensor) -> Tensor:
+        rows = batch[self.rows]
+        return rows.view(len(self.weights), -1, rows.shape[-1])
+
+    def project(self, x: Tensor) -> Tensor:
+        """The (S, n, R) products x A."""
+        a = torch.stack([w.a for w in self.weights]).to(x.dtype)
+        return torch.bmm(self._of(x), a.mT)
+
+    def add_forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """As `SinglePart.add_forward`; x A is (S, n, R)."""
+        xa, y = self.project(x), self._of(y)
+        for layer, (columns, ranks) in enumerate(zip(self.columns, _ranks(self.weights[0]), strict=True)):
+            b = torch.stack([w.b[layer] for w in self.weights]).to(xa.dtype)
+            y[:, :, columns].baddbmm_(xa[:, :, ranks], b.mT, alpha=self.scale)
+        return xa
+
+    def add_backward(self, x: Tensor, xa: Tensor, grads: Sequence[Tensor], grad_x: Tensor | None) -> None:
+        """As `SinglePart.add_backward`."""
+        gb = torch.empty_like(xa)
+        for layer, (grad, ranks) in enumerate(zip(grads, _ranks(self.weights[0]), strict=True)):
+            g = self._of(grad)
+            b = torch.stack([w.b[layer] for w in self.weights]).to(g.dtype)
+            gb[:, :, ranks] = torch.bmm(g, b).mul_(self.scale)
+            grad_b = [w.grad_b[layer] for w in self.weights if w.grad_b is not None]
+            if grad_b:
+                torch._foreach_add_(grad_b, list(torch.bmm(g.mT, xa[:, :, ranks]).float()), alpha=self.scale)
+        if grad_x is not None:
+            a = torch.stack([w.a for w in self.weights]).to(gb.dtype)
+            self._of(grad_x).baddbmm_(gb, a)
+        grad_a = [w.grad_a for w in self.weights if w.grad_a is not None]
+        if grad_a:
+            torch._foreach_add_(grad_a, list(torch.bmm(gb.mT, self._of(x)).float()))
+
+
+Part: TypeAlias = SinglePart | StackedPart
+
+
+def _ranks(weights: GroupWeights) -> Iterator[slice]:
+    """Where each layer's r columns lie in x A."""
+    rank = weights.b[0].shape[1]
+    return (slice(rank * layer, rank * (layer + 1)) for layer in range(len(weights.b)))
+
+
+def add_product(target: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> None:
+    """Target += alpha · left @ right, where target is float32 and the factors may be narrower."""
+    if left.dtype == target.dtype:
+        target.addmm_(left, right, alpha=alpha)
+    elif target.is_cuda:
+        target.add_(torch.mm(left, right, out_dtype=target.dtype), alpha=alpha)
+    else:
+        target.add_(torch.mm(left.float(), right.float()), alpha=alpha)
+
+
+def low_rank_parts(active: Sequence[Stretch], group: int, columns: Sequence[slice]) -> list[Part]:
+    """What the adapters of a batch add in a group; empty where all of them leave it as it is."""
+    parts: list[Part] = []
+    for stretch in active:
+        weights = [w for adapter in stretch.adapters if (w := adapter.group(group)) is not None]
+        scale = stretch.adapters[0].scale
+        if len(weights) == 1:
+            parts.append(SinglePart(stretch.rows, weights[0], scale, columns, stretch.whole))
+        elif weights:
+            parts.append(StackedPart(stretch.rows, weights, scale, columns))
     return parts
 
 
-class LoraLinear(nn.Module):
-    """A frozen linear layer with the low-rank parts of whichever adapters the running batch names."""
+@dataclass(frozen=True)
+class FrozenGroup:
+    """The base weights of a group: `weight` (ΣO, I) and `bias` (ΣO,), of which each layer has some `columns`."""
 
-    def __init__(self, base: nn.Linear, site: int, active: ActiveSegments) -> None:
+    index: int
+    weight: Tensor
+    bias: Tensor | None
+    columns: tuple[slice, ...]
+
+    def product(self, x: Tensor, active: ActiveSegments, current: Sequence[Stretch]) -> tuple[Tensor, ...]:
+        """What each layer makes of x (T, I), whose rows `current` divides between adapters."""
+        parts = low_rank_parts(current, self.index, self.columns)
+        # a batch without adapters has nothing to go back to, and goes forward without autograd
+        anchor = active.anchor if parts else None
+        outputs: tuple[Tensor, ...] = _GroupProduct.apply(x, self, parts, anchor)  # type: ignore[no-untyped-call]
+        return outputs
+
+
+def columns_of(sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Where outputs of these sizes lie when they stand next to each other."""
+    return tuple(slice(stop - size, stop) for stop, size in zip(accumulate(sizes), sizes, strict=True))
+
+
+class LinearGroup:
+    """Frozen linear layers of one input, with their weights below each other as one matrix.
+
+    The layers are asked one after the other, by transformers' modules; the first one that is asked computes them all.
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], index: int, active: ActiveSegments) -> None:
+        columns = columns_of([layer.out_features for layer in layers])
+        weights = [layer.weight.detach() for layer in layers]
+        self.frozen = FrozenGroup(
+            index, torch.cat(weights) if len(layers) > 1 else weights[0], _joined_bias(layers), columns
+        )
+        self._active = active
+        self._input: Tensor | None = None
+        self._outputs: list[Tensor | None] = []
+
+    def output(self, layer: int, x: Tensor) -> Tensor:
+        """What one layer makes of x (…, I)."""
+        if self._input is not x or self._outputs[layer] is None:
+            flat = x.reshape(-1, x.shape[-1])
+            outputs = self.frozen.product(flat, self._active, self._active.current)
+            self._input, self._outputs = x, [y.view(*x.shape[:-1], y.shape[-1]) for y in outputs]
+        y = self._outputs[layer]
+        assert y is not None
+        self._outputs[layer] = None
+        if all(output is None for output in self._outputs):
+            self._input = None
+        return y
+
+
+def _joined_bias(layers: Sequence[nn.Linear]) -> Tensor | None:
+    if all(layer.bias is None for layer in layers):
+        return None
+    zeros = (layer.weight.new_zeros(layer.out_features) for layer in layers)
+    biases = [zero if layer.bias is None else layer.bias.detach() for layer, zero in zip(layers, zeros, strict=True)]
+    return torch.cat(biases)
+
+
+class LoraLinear(nn.Module):
+    """A frozen linear layer of a group, with the low-rank parts of whichever adapters the running batch names."""
+
+    def __init__(self, base: nn.Linear, group: LinearGroup, layer: int) -> None:
         super().__init__()
-        self.weight = base.weight
-        self.bias = base.bias
+        # a view of the group's: the base model's own copy is freed
+        self.weight = nn.Parameter(group.frozen.weight[group.frozen.columns[layer]], requires_grad=False)
+        self.bias: Tensor | None = base.bias
         self.in_features = base.in_features
         self.out_features = base.out_features
-        self._site = site
-        self._active = active
+        self._group = group
+        self._layer = layer
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, I) → (…, O)."""
-        parts = low_rank_parts(self._active.current, self._site)
-        if not parts:
-            return nn.functional.linear(x, self.weight, self.bias)
-        flat = x.reshape(-1, self.in_features)
-        y: Tensor = _LoraProduct.apply(flat, self.weight, self.bias, parts, self._active.anchor)  # type: ignore[no-untyped-call]
-        return y.view(*x.shape[:-1], self.out_features)
+        return self._group.output(self._layer, x)
 
 
-class _LoraProduct(torch.autograd.Function):
-    """Y = x Wᵀ + bias + Σ segments' low-rank parts; W and bias are frozen."""
+class _GroupProduct(torch.autograd.Function):
+    """Y = x Wᵀ + bias + Σ segments' low-rank parts, one output for each layer; W and bias are frozen."""
 
     @staticmethod
     def forward(
         ctx: Any,
         x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        parts: list[LowRankPart],
-        anchor: Tensor,  # noqa: ARG004  # see ActiveSegments
-    ) -> Tensor:
-        y = nn.functional.linear(x, weight, bias)
+        group: FrozenGroup,
+        parts: list[Part],
+        anchor: Tensor | None,  # noqa: ARG004  # see ActiveSegments
+    ) -> tuple[Tensor, ...]:
+        y = linear(x, group.weight, group.bias)
         projected = [part.add_forward(x, y) for part in parts]
-        ctx.save_for_backward(x, weight, *projected)
-        ctx.parts = parts
-        return y
+        ctx.save_for_backward(x, *projected)
+        ctx.group, ctx.parts = group, parts
+        return tuple(y[:, columns] for columns in group.columns) if len(group.columns) > 1 else (y,)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_y,) = grads
-        x, weight, *projected = ctx.saved_tensors
-        grad_x = grad_y @ weight if ctx.needs_input_grad[0] else None
+        x, *projected = ctx.saved_tensors
+        group: FrozenGroup = ctx.group
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            for columns, grad in zip(group.columns, grads, strict=True):
+                share = linear_backward(grad, group.weight[columns])
+                grad_x = share if grad_x is None else grad_x.add_(share)
         for part, xa in zip(ctx.parts, projected, strict=True):
-            part.add_backward(x, xa, grad_y, grad_x)
-        return grad_x, None, None, None, None
+            part.add_backward(x, xa, grads, grad_x)
+        return grad_x, None, None, None

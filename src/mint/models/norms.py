@@ -12,17 +12,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLAIN_RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm")
-"""Classes of transformers that compute exactly this; others, such as Gemma's 1 + w, keep their own."""
+PLAIN_RMS_NORMS = ("LlamaRMSNorm", "MistralRMSNorm", "Phi3RMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "Qwen3MoeRMSNorm")
+"""Classes of transformers that compute exactly this; others keep their own."""
+
+ONE_PLUS_RMS_NORMS = ("GemmaRMSNorm", "Gemma3RMSNorm")
+"""Those that multiply by 1 + w."""
 
 
 class RmsNorm(nn.Module):
-    """Stands in for one of `PLAIN_RMS_NORMS` whose weight is float32."""
+    """Stands in for one of `PLAIN_RMS_NORMS` or `ONE_PLUS_RMS_NORMS` whose weight is float32."""
 
     def __init__(self, original: Any) -> None:
         super().__init__()
-        self.weight = original.weight
-        self.variance_epsilon: float = original.variance_epsilon
+        plain = type(original).__name__ in PLAIN_RMS_NORMS
+        self.weight = nn.Parameter(original.weight.detach() + (0 if plain else 1), requires_grad=False)
+        self.variance_epsilon: float = original.variance_epsilon if plain else original.eps
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, E) → (…, E)."""
@@ -51,6 +55,7 @@ def replace_norms(model: nn.Module) -> None:
     """Put `RmsNorm` in the place of every norm that computes the same."""
     for name, module in list(model.named_modules()):
         weight = getattr(module, "weight", None)
-        if type(module).__name__ in PLAIN_RMS_NORMS and weight is not None and weight.dtype == torch.float32:
+        known = type(module).__name__ in PLAIN_RMS_NORMS + ONE_PLUS_RMS_NORMS
+        if known and weight is not None and weight.dtype == torch.float32:
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, RmsNorm(module))

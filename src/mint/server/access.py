@@ -8,9 +8,9 @@ from sqlalchemy import Connection
 
 from mint.errors import GoneError, NotFoundError, PermissionDeniedError
 from mint.store import repository
-from mint.store.schema import Checkpoint, Operation, Run, Sampler, Session
+from mint.store.schema import Checkpoint, CustomLoss, Operation, Run, Sampler, Session
 
-Owned = TypeVar("Owned", Session, Run, Sampler, Checkpoint, Operation)
+Owned = TypeVar("Owned", Session, Run, Sampler, Checkpoint, CustomLoss, Operation)
 
 
 def owned(found: Owned | None, owner: str, field: str, name: str) -> Owned:
@@ -55,3 +55,8 @@ def sampler(connection: Connection, sampler_id: str, owner: str) -> Sampler:
 def checkpoint(connection: Connection, path: str, owner: str, field: str) -> Checkpoint:
     """A checkpoint that has not expired."""
     return owned(repository.live_checkpoint(connection, path), owner, field, path)
+
+
+def custom_loss(connection: Connection, loss_id: str, owner: str, field: str) -> CustomLoss:
+    """An uploaded loss."""
+    return owned(repository.find(connection, CustomLoss, loss_id=loss_id), owner, field, loss_id)

@@ -10,21 +10,29 @@ from sqlalchemy import Connection, Table, select, update
 
 from mint.store.schema import (
     Checkpoint,
+    CustomLoss,
     Run,
     Sampler,
     Session,
     checkpoints,
+    custom_losses,
     runs,
     samplers,
     sessions,
 )
 
-R = TypeVar("R", Session, Run, Checkpoint, Sampler)
+R = TypeVar("R", Session, Run, Checkpoint, Sampler, CustomLoss)
 
-TABLES: dict[type[Any], Table] = {Session: sessions, Run: runs, Checkpoint: checkpoints, Sampler: samplers}
+TABLES: dict[type[Any], Table] = {
+    Session: sessions,
+    Run: runs,
+    Checkpoint: checkpoints,
+    Sampler: samplers,
+    CustomLoss: custom_losses,
+}
 
 
-def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler) -> None:
+def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler | CustomLoss) -> None:
     """Add a row."""
     connection.execute(TABLES[type(row)].insert(), asdict(row))
 

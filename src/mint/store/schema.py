@@ -74,7 +74,10 @@ sessions = Table(
 
 @dataclass(frozen=True)
 class Run:
-    """A training run: a mutable LoRA on a base model; `lora_seed` is None for one that began with a checkpoint."""
+    """A training run: a mutable LoRA on a base model; `lora_seed` is None for one that began with a checkpoint.
+
+    `rollout_correction` is the configuration that came with it.
+    """
 
     run_id: str
     session_id: str
@@ -87,6 +90,7 @@ class Run:
     train_unembed: bool
     created_at: float
     user_metadata: dict[str, Any] | None = None
+    rollout_correction: dict[str, Any] | None = None
 
 
 runs = Table(
@@ -103,6 +107,7 @@ runs = Table(
     Column("train_unembed", Boolean, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("user_metadata", JSON),
+    Column("rollout_correction", JSON),
 )
 
 
@@ -176,6 +181,30 @@ samplers = Table(
     Column("model_path", String),
     Column("directory", String),
     UniqueConstraint("session_id", "session_seq_id"),
+)
+
+
+@dataclass(frozen=True)
+class CustomLoss:
+    """An uploaded loss: `graph` has its inputs and nodes as they came, which have been checked."""
+
+    loss_id: str
+    session_id: str
+    owner: str
+    name: str
+    graph: dict[str, Any]
+    created_at: float
+
+
+custom_losses = Table(
+    "custom_losses",
+    metadata,
+    Column("loss_id", String, primary_key=True),
+    Column("session_id", String, ForeignKey("sessions.session_id"), nullable=False),
+    Column("owner", String, nullable=False, index=True),
+    Column("name", String, nullable=False),
+    Column("graph", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
 )
 
 

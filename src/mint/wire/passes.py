@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,8 @@ from google.protobuf.message import DecodeError
 
 from mint.errors import BadRequestError, TooLargeError
 from mint.wire import messages_pb2 as pb
-from mint.wire.tensors import Array, batched_tensor, decode_json_tensor, decode_tensor, numbers
+from mint.wire.documents import list_at, model_input_tokens, number_at, object_at, read_object, sequence_number
+from mint.wire.tensors import Array, batched_tensor, decode_json_tensor, decode_tensor
 
 T = TypeVar("T")
 
@@ -92,7 +92,7 @@ def decode_pass(body: bytes, content_type: str) -> PassRequest:
     if content_type == PROTOBUF:
         return _from_protobuf(body)
     if content_type == JSON:
-        return _from_json(body)
+        return pass_from_json(read_object(body))
     raise BadRequestError(f"is {content_type!r}; {PROTOBUF} and {JSON} are accepted", field="Content-Type")
 
 
@@ -137,7 +137,7 @@ def _datum_from_protobuf(message: pb.Datum, where: str) -> PassDatum:
         if not data or len(data) % 4:
             raise BadRequestError(f"has {len(data)} bytes; it needs tokens of 4 bytes, at least one", field=path)
         pieces.append(np.frombuffer(data, "<i4"))
-    tokens = _concatenate(pieces)
+    tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
     inputs = {
         name: decode_tensor(tensor, f"{where}.loss_fn_inputs.{name}", rows=len(tokens))
         for name, tensor in message.loss_fn_inputs.items()
@@ -145,29 +145,23 @@ def _datum_from_protobuf(message: pb.Datum, where: str) -> PassDatum:
     return PassDatum(tokens, inputs)
 
 
-def _from_json(body: bytes) -> PassRequest:
-    """`{forward_backward_input | forward_input: {data, loss_fn, loss_fn_config}, model_id, seq_id}`."""
-    try:
-        document = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise BadRequestError(f"is no JSON: {error}", field="body") from None
-    document = _object(document, "body")
+def pass_from_json(document: dict[str, Any]) -> PassRequest:
+    """`{forward_backward_input | forward_input: {data, loss_fn, loss_fn_config}, model_id, seq_id}`.
+
+    Raises:
+        BadRequestError: it is not that.
+    """
     forward_only = "forward_input" in document
     name = "forward_input" if forward_only else "forward_backward_input"
-    content = _object(document.get(name), name)
-    data = content.get("data")
-    if not isinstance(data, list):
-        raise BadRequestError("must be a list", field=f"{name}.data")
+    content = object_at(document.get(name), name)
+    data = list_at(content.get("data"), f"{name}.data")
     config = {
-        key: value if isinstance(value, str) else _number(value, f"{name}.loss_fn_config.{key}")
-        for key, value in _object(content.get("loss_fn_config") or {}, f"{name}.loss_fn_config").items()
+        key: value if isinstance(value, str) else number_at(value, f"{name}.loss_fn_config.{key}")
+        for key, value in object_at(content.get("loss_fn_config") or {}, f"{name}.loss_fn_config").items()
     }
-    seq_id = document.get("seq_id")
-    if not isinstance(seq_id, int) or isinstance(seq_id, bool) or not 1 <= seq_id < 1 << 63:
-        raise BadRequestError("must be a whole number from 1 on", field="seq_id")
     return PassRequest(
         model_id=str(document.get("model_id")),
-        seq_id=seq_id,
+        seq_id=sequence_number(document),
         data=_decode_all(_datum_from_json, data),
         loss_fn=str(content.get("loss_fn")),
         loss_config=config,
@@ -176,56 +170,13 @@ def _from_json(body: bytes) -> PassRequest:
 
 
 def _datum_from_json(value: object, where: str) -> PassDatum:
-    datum = _object(value, where)
-    chunks = _object(datum.get("model_input"), f"{where}.model_input").get("chunks")
-    if not isinstance(chunks, list):
-        raise BadRequestError("must be a list", field=f"{where}.model_input.chunks")
-    tokens = _concatenate(
-        [
-            chunk_tokens(_object(chunk, path), path)
-            for place, chunk in enumerate(chunks)
-            for path in [f"{where}.model_input.chunks[{place}]"]
-        ]
-    )
+    datum = object_at(value, where)
+    tokens = model_input_tokens(datum.get("model_input"), f"{where}.model_input")
     inputs = {
         name: decode_json_tensor(tensor, f"{where}.loss_fn_inputs.{name}", rows=len(tokens))
-        for name, tensor in _object(datum.get("loss_fn_inputs") or {}, f"{where}.loss_fn_inputs").items()
+        for name, tensor in object_at(datum.get("loss_fn_inputs") or {}, f"{where}.loss_fn_inputs").items()
     }
     return PassDatum(tokens, inputs)
-
-
-def chunk_tokens(chunk: dict[str, Any], where: str) -> npt.NDArray[np.int32]:
-    """The tokens of a JSON chunk.
-
-    Raises:
-        BadRequestError: it is no text chunk, or is empty, or an id does not fit 32 bits.
-    """
-    tokens = chunk.get("tokens")
-    if chunk.get("type") not in (None, "encoded_text") or not isinstance(tokens, list):
-        raise BadRequestError(f"is {chunk.get('type') or sorted(chunk)}; this server takes text only", field=where)
-    array = numbers(tokens, np.dtype(np.int64), where)
-    if array.ndim != 1 or not len(array) or array.min() < -(1 << 31) or array.max() >= 1 << 31:
-        raise BadRequestError("must have tokens, at least one, each a 32-bit number", field=where)
-    return array.astype(np.int32)
-
-
-def _concatenate(pieces: Sequence[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
-    return np.concatenate(pieces) if pieces else np.empty(0, np.int32)
-
-
-def _object(value: object, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise BadRequestError("must be an object", field=where)
-    return value
-
-
-def _number(value: object, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool):
-        raise BadRequestError("must be a number", field=where)
-    try:
-        return float(value)
-    except OverflowError:
-        raise BadRequestError("is too large", field=where) from None
 
 
 def encode_pass_output(logprobs: Sequence[npt.NDArray[np.float32]], metrics: dict[str, float]) -> bytes:

@@ -17,6 +17,10 @@ CheckpointName = Annotated[
 ]
 TtlSeconds = Annotated[int, Field(ge=1, le=3660 * 86400)]
 """Ten years at most, as the protocol has it."""
+FLOAT32_MAX = 3.4028234663852886e38
+"""The optimizer's arithmetic is float32: what is finite must be so there."""
+NotNegative = Annotated[float, Field(strict=True, ge=0, le=FLOAT32_MAX, allow_inf_nan=False)]
+Decay = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 
 
 class WireModel(BaseModel):
@@ -102,6 +106,19 @@ class CreateModelRequest(WireModel):
     user_metadata: dict[str, Any] | None = None
 
 
+class CreateCustomLossRequest(WireModel):
+    """A loss as a torch.fx graph: `inputs` [{name, rank}], `graph` {format, nodes: [{op, name, target, args, kwargs}]}.
+
+    What they hold is checked where graphs are known.
+    """
+
+    session_id: str
+    custom_loss_seq_id: Count
+    name: str
+    inputs: list[dict[str, Any]]
+    graph: dict[str, Any]
+
+
 class ModelRequest(WireModel):
     """Anything that names a run and nothing else."""
 
@@ -115,23 +132,28 @@ class NumberedRequest(ModelRequest):
 
 
 class AdamParams(WireModel):
-    """Settings of one AdamW step."""
+    """Settings of one AdamW step; a `grad_clip_norm` of 0 or less means no clipping."""
 
-    learning_rate: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-4
-    beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    beta2: Annotated[float, Field(ge=0, lt=1)] = 0.95
-    eps: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1e-12
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    grad_clip_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    learning_rate: NotNegative = 1e-4
+    beta1: Decay = 0.9
+    beta2: Decay = 0.95
+    eps: NotNegative = 1e-12
+    weight_decay: NotNegative = 0.0
+    grad_clip_norm: Annotated[float, Field(strict=True, le=FLOAT32_MAX, allow_inf_nan=False)] = 0.0
 
 
-class OptimStepRequest(WireModel):
+class OptimizerParams(WireModel):
+    """Settings of one step, as the SDK sends them: `optimizer_params` are those of another optimizer than AdamW."""
+
+    adam_params: AdamParams | None = None
+    optimizer_params: dict[str, Any] | None = None
+
+
+class OptimStepRequest(OptimizerParams):
     """Apply accumulated gradients."""
 
     model_id: str
     seq_id: SequenceNumber
-    adam_params: AdamParams | None = None
-    optimizer_params: dict[str, Any] | None = None
 
 
 class SaveWeightsRequest(WireModel):

@@ -102,9 +102,21 @@ def parse_json(model: type[M], body: bytes) -> M:
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        field = ".".join(str(part) for part in first["loc"]) or "body"
-        raise InvalidBodyError(f"{first['msg']} (got {_shorten(first.get('input'))})", field=field) from None
+        raise _invalid(error) from None
+
+
+def parse_object(model: type[M], document: dict[str, Any]) -> M:
+    """Read what a request has of `model` from a body that is parsed already; see `parse_json`."""
+    try:
+        return model.model_validate(document)
+    except ValidationError as error:
+        raise _invalid(error) from None
+
+
+def _invalid(error: ValidationError) -> InvalidBodyError:
+    first = error.errors(include_url=False)[0]
+    field = ".".join(str(part) for part in first["loc"]) or "body"
+    return InvalidBodyError(f"{first['msg']} (got {_shorten(first.get('input'))})", field=field)
 
 
 def _shorten(value: object) -> str:

@@ -18,7 +18,8 @@ from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.store.schema import Operation
 from mint.wire import requests
-from mint.wire.passes import PROTOBUF, chunk_tokens
+from mint.wire.documents import chunk_tokens
+from mint.wire.passes import PROTOBUF
 from mint.wire.requests import SampleRequest
 from mint.wire.samples import encode_sample, sampled_sequence
 

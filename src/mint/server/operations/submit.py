@@ -19,8 +19,10 @@ from mint.dispatch.streams import History, Ticket
 from mint.engine.core import Command, ForwardBackward, Result
 from mint.errors import BadRequestError, MintError, PermissionDeniedError
 from mint.server.catalog import Catalog
+from mint.server.operations.distillation import ReverseKLPass
 from mint.server.operations.kind import Completion, Kind
 from mint.server.operations.sampling import AsyncSample
+from mint.server.operations.train_step import TrainStepKind
 from mint.server.operations.training import CreateModel, OptimizerStep, Pass
 from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights, discard_staged
 from mint.server.services import Services
@@ -43,6 +45,8 @@ KINDS: dict[str, Kind[Any]] = {
         CreateModel(),
         Pass(),
         OptimizerStep(),
+        TrainStepKind(),
+        ReverseKLPass(),
         SaveWeights(),
         SaveForSampler(),
         LoadWeights(),

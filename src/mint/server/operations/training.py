@@ -10,7 +10,6 @@ from sqlalchemy import Connection
 from typing_extensions import override
 
 from mint.engine.core import (
-    AdamParams,
     CreateRun,
     Datum,
     ForwardBackward,
@@ -21,29 +20,22 @@ from mint.engine.core import (
     Stepped,
 )
 from mint.engine.loss_specs import check_forward_backward
+from mint.engine.rollout_correction import parse_rollout_correction
 from mint.errors import BadRequestError
 from mint.server import access
 from mint.server.catalog import Catalog
+from mint.server.operations.custom_loss import custom_loss_facts, loss_graph
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
+from mint.server.operations.optimizers import adam_params, refuse_optimizer
 from mint.store import repository
 from mint.store.schema import Operation, Run
 from mint.wire.passes import PROTOBUF, PassRequest, decode_pass, encode_pass_output
-from mint.wire.requests import CreateModelRequest, OptimizerConfig, OptimStepRequest
+from mint.wire.requests import CreateModelRequest, OptimStepRequest
 
 
 def run_id_of(session_id: str, model_seq_id: int) -> str:
     """The id that clients compute for themselves: it must be exactly this."""
     return f"{session_id}:train:{model_seq_id}"
-
-
-def refuse_optimizer(config: OptimizerConfig) -> None:
-    """There is one optimizer.
-
-    Raises:
-        BadRequestError: the request asks for another.
-    """
-    if config.type != "adamw":
-        raise BadRequestError(f"{config.type!r} is not served; served is adamw", field="optimizer_config.type")
 
 
 class CreateModel(Kind[CreateModelRequest]):
@@ -79,7 +71,7 @@ class CreateModel(Kind[CreateModelRequest]):
             )
         refuse_optimizer(request.optimizer_config)
         if request.rollout_correction_config is not None:
-            raise BadRequestError("is not served yet", field="rollout_correction_config")
+            parse_rollout_correction(request.rollout_correction_config)
         stream, _ = self.stream(request)
         seed = lora.seed if lora.seed is not None else _seed_from(stream)
         return {
@@ -91,6 +83,7 @@ class CreateModel(Kind[CreateModelRequest]):
                 "train_mlp": lora.train_mlp,
                 "train_unembed": lora.train_unembed,
             },
+            "rollout_correction": request.rollout_correction_config,
         }
 
     @override
@@ -112,6 +105,7 @@ class CreateModel(Kind[CreateModelRequest]):
             train_unembed=lora["train_unembed"],
             created_at=time(),
             user_metadata=request.user_metadata,
+            rollout_correction=operation.facts["rollout_correction"],
         )
         repository.insert(connection, run)
 
@@ -142,19 +136,27 @@ class Pass(Kind[PassRequest]):
 
     @override
     def resolve(self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str) -> dict[str, Any]:
-        return {"model": access.run(connection, request.model_id, owner).base_model}
+        run = access.run(connection, request.model_id, owner)
+        facts = {"model": run.base_model, "rollout_correction": run.rollout_correction}
+        return {**facts, **custom_loss_facts(connection, request, owner)}
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: PassRequest) -> ForwardBackward:
-        texts = [name for name, value in request.loss_config.items() if isinstance(value, str)]
+        graph = loss_graph(operation.facts)
+        config = {name: value for name, value in request.loss_config.items() if graph is None or name != "loss_id"}
+        texts = [name for name, value in config.items() if isinstance(value, str)]
         if texts:
             raise BadRequestError("must be a number", field=f"loss_fn_config.{texts[0]}")
+        # a pass that was journaled before there was rollout correction has no such fact
+        correction = operation.facts.get("rollout_correction")
         command = ForwardBackward(
             request.model_id,
             tuple(Datum(datum.tokens, datum.loss_inputs) for datum in request.data),
             request.loss_fn,
-            {name: float(value) for name, value in request.loss_config.items()},
+            {name: float(value) for name, value in config.items()},
             request.forward_only,
+            loss_graph=graph,
+            rollout_correction=parse_rollout_correction(correction) if correction is not None else None,
         )
         return check_forward_backward(command, catalog.model(operation.facts["model"]))
 
@@ -187,11 +189,7 @@ class OptimizerStep(Kind[OptimStepRequest]):
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: OptimStepRequest) -> OptimStep:
-        if request.adam_params is None and request.optimizer_params is not None:
-            kind = request.optimizer_params.get("type")
-            raise BadRequestError(f"{kind!r} is not served; send adam_params", field="optimizer_params.type")
-        params = request.adam_params.model_dump() if request.adam_params is not None else {}
-        return OptimStep(request.model_id, AdamParams(**params))
+        return OptimStep(request.model_id, adam_params(request))
 
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: OptimStepRequest, result: Result) -> Completion:

@@ -21,7 +21,8 @@ from mint.errors import BadRequestError, NotFoundError
 from mint.server import access
 from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
-from mint.server.operations.training import refuse_optimizer, run_id_of
+from mint.server.operations.optimizers import refuse_optimizer
+from mint.server.operations.training import run_id_of
 from mint.store import repository
 from mint.store.schema import Checkpoint, Operation, Run, Sampler
 from mint.wire.paths import CheckpointPath, Segment

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from fastapi import APIRouter
@@ -11,6 +12,9 @@ from mint.server.dependencies import AnyTime, Owner, Ready
 from mint.wire.requests import ClientConfigRequest, TelemetryRequest
 
 router = APIRouter(tags=["bootstrap"])
+
+UPLOADS_LOSSES = 0, 38
+"""The first version of the SDK that can have custom losses computed here."""
 
 
 @router.get("/healthz")
@@ -22,9 +26,11 @@ async def healthz(services: AnyTime) -> JSONResponse:
 
 
 @router.post("/client/config")
-async def client_config(_request: ClientConfigRequest, _owner: Owner) -> dict[str, Any]:
-    """Settings of the SDK. Its defaults suit this server: chunks side by side, one future per request."""
-    return {}
+async def client_config(request: ClientConfigRequest, _owner: Owner) -> dict[str, Any]:
+    """Settings of the SDK. Its defaults suit this server, but that custom losses can be computed here."""
+    version = re.match(r"(\d{1,9})\.(\d{1,9})", request.sdk_version or "")
+    uploads = version is not None and (int(version[1]), int(version[2])) >= UPLOADS_LOSSES
+    return {"custom_loss_server_side": True} if uploads else {}
 
 
 @router.post("/client/dynamic_config")

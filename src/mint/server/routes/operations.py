@@ -9,11 +9,13 @@ from pydantic import BaseModel
 
 from mint.server.body import read_body
 from mint.server.dependencies import Owner, Ready
+from mint.server.operations import custom_loss
 from mint.server.operations.submit import KINDS, submit
 from mint.server.services import Services
 from mint.store.schema import Operation
 from mint.wire.passes import JSON, PROTOBUF
 from mint.wire.requests import (
+    CreateCustomLossRequest,
     CreateModelRequest,
     LoadWeightsRequest,
     OptimStepRequest,
@@ -41,6 +43,19 @@ PASS_BODY = {
         },
     }
 }
+
+
+def _described(fields: str) -> dict[str, Any]:
+    """A JSON body that is read by hand."""
+    content = {JSON: {"schema": {"type": "object"}}}
+    return {"requestBody": {"required": True, "description": f"`{fields}`", "content": content}}
+
+
+TRAIN_STEP = "{forward_backward_input: {data, loss_fn, loss_fn_config}, adam_params, model_id, seq_id}"
+REVERSE_KL = (
+    "{model_id, reference_model_path, data: [{student_input, reference_input, target_tokens, weights}], temperature, "
+    "seq_id}"
+)
 
 
 async def _submit(services: Services, kind: str, http: Request, owner: str) -> Operation:
@@ -71,10 +86,30 @@ async def forward(http: Request, services: Ready, owner: Owner) -> dict[str, Any
     return await _training(services, "forward_backward", http, owner)
 
 
+@router.post("/create_custom_loss", openapi_extra=_documented(CreateCustomLossRequest))
+async def create_custom_loss(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """A loss of one's own, as a graph of tensor operations; forward_backward computes it under its `loss_id`."""
+    body, _ = await read_body(http, custom_loss.MAX_BYTES)
+    operation = await custom_loss.create_custom_loss(services, body, owner)
+    return {"request_id": operation.request_id}
+
+
 @router.post("/optim_step", openapi_extra=_documented(OptimStepRequest))
 async def optim_step(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
     """Apply the accumulated gradients."""
     return await _training(services, "optim_step", http, owner)
+
+
+@router.post("/train_step", openapi_extra=_described(TRAIN_STEP))
+async def train_step(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """forward_backward and optim_step as one operation: both happen or neither."""
+    return await _training(services, "train_step", http, owner)
+
+
+@router.post("/mint/forward_backward_reverse_kl", openapi_extra=_described(REVERSE_KL))
+async def forward_backward_reverse_kl(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """Gradients of the reverse KL to a checkpoint or the base model are added to the run's."""
+    return await _training(services, "forward_backward_reverse_kl", http, owner)
 
 
 @router.post("/save_weights", openapi_extra=_documented(SaveWeightsRequest))

@@ -1,0 +1,140 @@
+"""The engine in this process, driven as a worker drives it, and batches of random tokens for it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from mint.config import EngineConfig, ModelSource
+from mint.dispatch.local_worker import WORKER_ENVIRONMENT
+from mint.engine.core import (
+    Command,
+    CreateRun,
+    Datum,
+    FloatArray,
+    ForwardBackward,
+    Int64Array,
+    LoraShape,
+    LossInput,
+    Passed,
+    Result,
+    UnloadRun,
+)
+from mint.errors import MintError
+
+if TYPE_CHECKING:
+    from mint.engine.engine import Engine
+
+
+def enter_worker_environment() -> None:
+    """Start this program again with what a worker's process is started with, which counts from its first moment on."""
+    if not WORKER_ENVIRONMENT.items() <= os.environ.items():
+        environment = {**os.environ, **WORKER_ENVIRONMENT}
+        os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
+
+
+class InProcess:
+    """An engine with its runs; commands go in together and their results come back together."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._numbers = count(1)
+
+    @classmethod
+    def load(cls, folder: Path, threads: int) -> InProcess:
+        """With a worker's default settings, and that many threads for large batches."""
+        import torch
+
+        from mint.engine.worker import build_engine
+
+        torch.set_num_threads(threads)  # an engine keeps to what it finds when it is made
+        engine, _ = build_engine(ModelSource(folder.name, str(folder)), EngineConfig())
+        return cls(engine)
+
+    def execute(self, *commands: Command) -> list[Result]:
+        """Submit all, then step until all are answered.
+
+        Raises:
+            MintError: what a command was refused with.
+        """
+        numbers = [next(self._numbers) for _ in commands]
+        answers: dict[int, Result | MintError] = {}
+        for number, command in zip(numbers, commands, strict=True):
+            answers.update(self._engine.submit(number, command))
+        while len(answers) < len(commands):
+            answers.update(self._engine.step())
+        return [_result(answers[number]) for number in numbers]
+
+    def create(self, rank: int, *names: str) -> None:
+        """Make runs with fresh adapters."""
+        self.execute(*(CreateRun(name, LoraShape(rank, seed=place)) for place, name in enumerate(names)))
+
+    def unload(self, *names: str) -> None:
+        """Forget runs."""
+        self.execute(*(UnloadRun(name) for name in names))
+
+    def loss(self, *passes: ForwardBackward) -> float:
+        """Run passes together; the sum of their losses."""
+        results = self.execute(*passes)
+        return sum(result.metrics["loss:sum"] for result in results if isinstance(result, Passed))
+
+
+def _result(answer: Result | MintError) -> Result:
+    if isinstance(answer, MintError):
+        raise answer
+    return answer
+
+
+def useful_flops_per_token(config: Any, rank: int) -> int:
+    """What a forward and backward pass of LoRA on every linear layer must multiply and add, for one token.
+
+    Frozen weights: 2 per parameter forward, 2 for the gradient of their inputs. Factors: those 4, and 2 for their own
+    gradients. Attention, norms and what is computed again are left out, so a rate counted this way is on the low side.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
+    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    base = sum(linear.in_features * linear.out_features for linear in linears)
+    lora = sum(rank * (linear.in_features + linear.out_features) for linear in linears)
+    return 4 * base + 6 * lora
+
+
+def datum(tokens: Int64Array, **inputs: FloatArray) -> Datum:
+    """A sequence of N + 1 tokens, of which N predict their next; weights are 1."""
+    size = len(tokens) - 1
+    loss_inputs: dict[str, LossInput] = {"target_tokens": tokens[1:], "weights": np.ones(size, np.float32), **inputs}
+    return Datum(tokens[:-1].astype(np.int32), loss_inputs)
+
+
+def random_data(vocab_size: int, lengths: Sequence[int], seed: int = 0) -> tuple[Datum, ...]:
+    """Datums of those lengths, for cross_entropy."""
+    rng = np.random.default_rng(seed)
+    return tuple(datum(rng.integers(0, vocab_size, length + 1)) for length in lengths)
+
+
+def grpo_group(vocab_size: int, samples: int, prompt: int, completion: int) -> tuple[Datum, ...]:
+    """Completions of one prompt, for importance_sampling.
+
+    On the prompt `logprobs` and `advantages` are zero. A completion has one advantage (GRPO: Shao et al., 2024,
+    arXiv 2402.03300), and log-probabilities near those of an even choice, as a random model gives.
+    """
+    rng = np.random.default_rng(0)
+    beginning = rng.integers(0, vocab_size, prompt)
+
+    def one() -> Datum:
+        tokens = np.concatenate([beginning, rng.integers(0, vocab_size, completion)])
+        logprobs, advantages = np.zeros((2, len(tokens) - 1), np.float32)
+        logprobs[-completion:] = rng.normal(-np.log(vocab_size), 0.1, completion)
+        advantages[-completion:] = rng.normal()
+        return datum(tokens, logprobs=logprobs, advantages=advantages)
+
+    return tuple(one() for _ in range(samples))

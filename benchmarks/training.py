@@ -1,0 +1,320 @@
+"""How fast the engine trains, against the machine's limit and against plain transformers with PEFT.
+
+    python -m benchmarks.training [--only machine,plain,tenants,http] [--rounds 5] [--models FOLDER] [--out FILE]
+
+Each figure is a rate and that of its baseline, measured in turn, so that both see the same machine; their ratio is the
+median of the rounds' ratios. Prints a table with the aim of each, and one JSON object.
+
+  machine   useful arithmetic of a pass against a large product of torch's, on the same threads
+  plain     the engine against transformers and PEFT with padding and autograd: equal lengths, mixed lengths, and
+            completions of one prompt
+  tenants   passes of several runs that are submitted together against those of one run
+  http      a pass through the SDK and a server against one of the engine in this process
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from benchmarks.in_process import (
+    InProcess,
+    enter_worker_environment,
+    grpo_group,
+    random_data,
+    useful_flops_per_token,
+)
+from benchmarks.models import SHAPES, SMALL, TINY, model_folder
+from mint.cli.private_server import private_server
+from mint.engine.core import Datum, ForwardBackward
+
+RANK = 32
+DATUMS, LENGTH = 16, 256
+SHORTEST, LONGEST = 32, 448
+PROMPT, COMPLETION = 512, 64
+PRODUCT = 2048
+"""Rows and columns of the matrices that the machine's limit is measured with."""
+console = Console(stderr=True)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Something to be timed: what it does, how much that is, and how often it is repeated in a round."""
+
+    amount: float
+    run: Callable[[], Any]
+    repeats: int = 1
+
+    def rate(self, threads: int) -> float:
+        """Amount per second at the median of the repeats."""
+        import torch
+
+        torch.set_num_threads(threads)  # a small batch of the engine leaves it at one
+        seconds = []
+        for _ in range(self.repeats):
+            started = time.perf_counter()
+            self.run()
+            seconds.append(time.perf_counter() - started)
+        return self.amount / median(seconds)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A figure: the engine's work and its baseline, and what their ratio should be.
+
+    `notes` are measured beside them for information. With `same_loss` both sides return a loss, which must agree.
+    """
+
+    name: str
+    unit: str
+    ours: Work
+    baseline: Work
+    aim: float
+    notes: Mapping[str, Work] = field(default_factory=dict)
+    same_loss: bool = False
+
+
+class Bench:
+    """The two models in engines of this process, loaded when they are first asked for.
+
+    `threads` is what the tensor library starts with. Small batches lower it, for the whole process.
+    """
+
+    def __init__(self, models: Path | None) -> None:
+        import torch
+
+        self.threads = torch.get_num_threads()
+        self.small_folder = model_folder(SMALL, models)
+        self.tiny_folder = model_folder(TINY, models)
+
+    @cached_property
+    def small(self) -> InProcess:
+        return InProcess.load(self.small_folder, self.threads)
+
+    @cached_property
+    def tiny(self) -> InProcess:
+        return InProcess.load(self.tiny_folder, self.threads)
+
+
+def vocab_size(name: str) -> int:
+    return int(SHAPES[name]["vocab_size"])
+
+
+def num_tokens(data: tuple[Datum, ...]) -> int:
+    return sum(len(datum.tokens) for datum in data)
+
+
+def even_data() -> tuple[Datum, ...]:
+    return random_data(vocab_size(SMALL), [LENGTH] * DATUMS)
+
+
+def machine(bench: Bench) -> Iterator[Comparison]:
+    import torch
+    from transformers import AutoConfig
+
+    a, b, out = (torch.randn(PRODUCT, PRODUCT) for _ in range(3))
+    flops = useful_flops_per_token(AutoConfig.from_pretrained(bench.small_folder), RANK) * DATUMS * LENGTH
+    command = ForwardBackward("machine", even_data(), "cross_entropy")
+    bench.small.create(RANK, "machine")
+    gigaflops = 2 * PRODUCT**3 / 1e9
+    product = Work(gigaflops, lambda: torch.mm(a, b, out=out), repeats=5)
+    notes = {}
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        onednn = torch.ops.mkldnn._linear_pointwise.default
+        notes["oneDNN's product"] = Work(gigaflops, lambda: onednn(a, b, None, "none", [], ""), repeats=5)
+    ours = Work(flops / 1e9, lambda: bench.small.loss(command))
+    yield Comparison(f"machine: {DATUMS}×{LENGTH}", "GFLOP/s", ours, product, 0.78, notes)
+    bench.small.unload("machine")
+
+
+def plain(bench: Bench) -> Iterator[Comparison]:
+    from benchmarks.plain import Plain
+
+    rng = np.random.default_rng(0)
+    even = even_data()
+    mixed = random_data(vocab_size(SMALL), rng.integers(SHORTEST, LONGEST + 1, DATUMS).tolist())
+    group = grpo_group(vocab_size(SMALL), DATUMS, PROMPT, COMPLETION)
+    baseline = Plain(bench.small_folder, RANK)
+    bench.small.create(RANK, "plain")
+
+    def figure(
+        name: str,
+        loss: str,
+        data: tuple[Datum, ...],
+        theirs: Callable[[], float],
+        aim: float,
+        notes: Mapping[str, Work] | None = None,
+    ) -> Comparison:
+        command, size = ForwardBackward("plain", data, loss), num_tokens(data)
+        ours = Work(size, lambda: bench.small.loss(command))
+        return Comparison(f"plain: {name}", "token/s", ours, Work(size, theirs), aim, notes or {}, same_loss=True)
+
+    yield figure(f"{DATUMS}×{LENGTH}", "cross_entropy", even, baseline.cross_entropy(even), 1.15)
+    lengths = f"{DATUMS}×({SHORTEST} to {LONGEST})"
+    yield figure(lengths, "cross_entropy", mixed, baseline.cross_entropy(mixed), 1.6)
+    # less than what the engine answers: that has the log-probabilities of the prompt too
+    short = Work(num_tokens(group), baseline.importance_sampling(group, last=COMPLETION))
+    notes = {"no logits of the prompt": short}
+    shared, whole = f"{DATUMS}×({PROMPT} shared + {COMPLETION})", baseline.importance_sampling(group)
+    yield figure(shared, "importance_sampling", group, whole, 4.0, notes)
+    bench.small.unload("plain")
+
+
+def tenants(bench: Bench) -> Iterator[Comparison]:
+    even = even_data()
+    short = [random_data(vocab_size(TINY), [32], seed) for seed in range(16)]
+    yield from together(
+        bench.small, [even[share : share + 4] for share in range(0, DATUMS, 4)], even, f"4 runs × 4×{LENGTH}", 0.95
+    )
+    yield from together(bench.tiny, short, short[0], "16 tiny runs × 1×32", 4.0, repeats=20)
+
+
+def together(
+    engine: InProcess,
+    shares: list[tuple[Datum, ...]],
+    alone: tuple[Datum, ...],
+    name: str,
+    aim: float,
+    repeats: int = 1,
+) -> Iterator[Comparison]:
+    """A pass of each of several runs, submitted together, against a pass of one run."""
+    runs = [f"tenant-{place}" for place in range(len(shares))]
+    engine.create(RANK, "alone", *runs)
+    passes = [ForwardBackward(run, data, "cross_entropy") for run, data in zip(runs, shares, strict=True)]
+    single = ForwardBackward("alone", alone, "cross_entropy")
+    ours = Work(sum(map(num_tokens, shares)), lambda: engine.loss(*passes), repeats)
+    baseline = Work(num_tokens(alone), lambda: engine.loss(single), repeats)
+    yield Comparison(f"tenants: {name}", "token/s", ours, baseline, aim)
+    engine.unload("alone", *runs)
+
+
+def http(bench: Bench) -> Iterator[Comparison]:
+    import mint as tinker
+    from mint import types
+
+    even = even_data()
+    data = [
+        types.Datum(
+            model_input=types.ModelInput.from_ints(datum.tokens.tolist()),
+            loss_fn_inputs={
+                "target_tokens": types.TensorData(
+                    data=datum.loss_inputs["target_tokens"].tolist(), dtype="int64", shape=[LENGTH]
+                )
+            },
+        )
+        for datum in even
+    ]
+    bench.small.create(RANK, "in process")
+    command = ForwardBackward("in process", even, "cross_entropy")
+    with private_server([f"{SMALL}={bench.small_folder}"]) as server:
+        service = tinker.ServiceClient(base_url=server.base_url, api_key=server.api_key)
+        run = service.create_lora_training_client(base_model=SMALL, rank=RANK).result()
+        ours = Work(num_tokens(even), lambda: run.forward_backward(data, "cross_entropy").result())
+        baseline = Work(num_tokens(even), lambda: bench.small.loss(command))
+        yield Comparison(f"http: {DATUMS}×{LENGTH}", "token/s", ours, baseline, 0.9)
+        service.close("success").result()
+    bench.small.unload("in process")
+
+
+CASES: Mapping[str, Callable[[Bench], Iterator[Comparison]]] = {
+    "machine": machine,
+    "plain": plain,
+    "tenants": tenants,
+    "http": http,
+}
+
+
+def check_same_loss(name: str, ours: float, theirs: float) -> None:
+    if not math.isclose(ours, theirs, rel_tol=1e-3):
+        raise RuntimeError(f"{name}: the engine's loss is {ours}, the baseline's {theirs}; their speeds do not compare")
+
+
+def compare(comparison: Comparison, rounds: int, threads: int) -> dict[str, Any]:
+    """Measure a figure; the sides take turns to go first."""
+    sides = {"ours": comparison.ours, "baseline": comparison.baseline}
+    works = {**sides, **comparison.notes}
+    first = {name: work.run() for name, work in works.items()}
+    if comparison.same_loss:
+        check_same_loss(comparison.name, first["ours"], first["baseline"])
+    rates: dict[str, list[float]] = {name: [] for name in works}
+    for place in track(range(rounds), comparison.name, console=console):
+        for name in list(works) if place % 2 == 0 else list(works)[::-1]:
+            rates[name].append(works[name].rate(threads))
+    ratios = [ours / baseline for ours, baseline in zip(rates["ours"], rates["baseline"], strict=True)]
+    return {
+        "unit": comparison.unit,
+        **{side: round(median(rates[side]), 1) for side in sides},
+        "ratio": round(median(ratios), 3),
+        "ratios": [round(ratio, 3) for ratio in ratios],
+        "aim": comparison.aim,
+        "notes": {name: round(median(rates[name]), 1) for name in comparison.notes},
+    }
+
+
+def measure(cases: list[str], rounds: int, models: Path | None) -> dict[str, Any]:
+    bench = Bench(models)
+    figures = {
+        comparison.name: compare(comparison, rounds, bench.threads)
+        for case in cases
+        for comparison in CASES[case](bench)
+    }
+    return {"torch": version("torch"), "threads": bench.threads, "rank": RANK, "rounds": rounds, "figures": figures}
+
+
+def show(result: dict[str, Any]) -> None:
+    title = f"forward_backward, rank {RANK}, {result['threads']} threads, medians of {result['rounds']}"
+    table = Table("figure", "unit", "ours", "baseline", "ratio", "aim", title=title)
+    for name, figure in result["figures"].items():
+        met = figure["ratio"] >= figure["aim"]
+        ratio = f"[{'green' if met else 'red'}]{figure['ratio']:.2f}"
+        table.add_row(
+            name, figure["unit"], f"{figure['ours']:.0f}", f"{figure['baseline']:.0f}", ratio, f"≥ {figure['aim']}"
+        )
+        for note, value in figure["notes"].items():
+            table.add_row(f"  {note}", figure["unit"], "", f"{value:.0f}", "", "")
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", help="comma list of cases; all by default")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--models", type=Path, help="where the random models are kept; the temporary directory by default"
+    )
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    cases = arguments.only.split(",") if arguments.only else list(CASES)
+    if unknown := set(cases) - set(CASES):
+        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    enter_worker_environment()
+    os.environ.setdefault("TINKER_TELEMETRY", "0")
+    result = measure(cases, arguments.rounds, arguments.models)
+    show(result)
+    text = json.dumps(result, indent=1, ensure_ascii=False)
+    print(text)
+    if arguments.out:
+        arguments.out.write_text(text + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

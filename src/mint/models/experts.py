@@ -1,0 +1,102 @@
+"""Mixtures of experts, registered with transformers' experts interface under the name `mint`.
+
+transformers keeps the experts of a layer as one tensor and routes tokens to them; each expert is a gated MLP of its
+own, and has LoRA factors of its own. An expert computes the tokens that chose it, those of an adapter side by side.
+
+Shapes: T tokens, k experts for each, n tokens of one expert, E hidden size, I intermediate size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.integrations.moe import ExpertsInterface
+
+from mint.errors import ModelLoadError
+from mint.models.lora import ActiveSegments, FrozenGroup, LinearSite, columns_of, selected, stretches
+
+EXPERTS_NAME = "mint"
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+"""Of one expert, by the names that PEFT and others give them where experts are modules."""
+
+
+class AdaptedExperts:
+    """The experts of one layer.
+
+    Args:
+        module: transformers', with `gate_up_proj` (experts, 2·I, E) and `down_proj` (experts, E, I).
+        group: the number of the first of its groups; every expert has two.
+    """
+
+    def __init__(self, module: Any, group: int, active: ActiveSegments) -> None:
+        self._module = module
+        self._active = active
+        width = module.down_proj.shape[2]
+        self._up = [
+            FrozenGroup(group + 2 * expert, weight, None, columns_of([width, width]))
+            for expert, weight in enumerate(module.gate_up_proj.detach())
+        ]
+        self._down = [
+            FrozenGroup(group + 2 * expert + 1, weight, None, columns_of([len(weight)]))
+            for expert, weight in enumerate(module.down_proj.detach())
+        ]
+
+    def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """(T, E), the experts of each token int64 (T, k), and their weights (T, k) → (T, E)."""
+        result = torch.zeros_like(hidden)
+        for expert in torch.unique(chosen).tolist():
+            rows, place = torch.where(chosen == expert)
+            out = self._expert(expert, hidden[rows], rows)
+            result = result.index_add(0, rows, (out * weights[rows, place, None]).to(result.dtype))
+        return result
+
+    def _expert(self, expert: int, x: Tensor, rows: Tensor) -> Tensor:
+        current = stretches(selected(self._active.segments, rows))
+        gate, up = self._up[expert].product(x, self._active, current)
+        activated = self._module.act_fn(gate) * up
+        (out,) = self._down[expert].product(activated, self._active, current)
+        return out
+
+
+def adapt_experts(name: str, module: nn.Module, index: int, group: int, active: ActiveSegments) -> Iterator[LinearSite]:
+    """Make the experts of one layer accept adapters; their sites count from `index` on, their groups from `group` on.
+
+    Raises:
+        ModelLoadError: they compute something else than plain gated MLPs.
+    """
+    gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+    plain = (
+        isinstance(gate_up, Tensor)
+        and isinstance(down, Tensor)
+        and not any(getattr(module, flag, False) for flag in ("is_transposed", "has_bias", "has_post_expert_norm"))
+        and getattr(module, "is_concatenated", True)
+    )
+    if not plain:
+        raise ModelLoadError(f"{type(module).__name__} has experts that are no plain gated MLPs, which is not served")
+    assert gate_up is not None
+    assert down is not None
+    module.mint = AdaptedExperts(module, group, active)  # type: ignore[assignment]
+    width, hidden = down.shape[2], down.shape[1]
+    sizes = dict(zip(PROJECTIONS, ((hidden, width), (hidden, width), (width, hidden)), strict=True))
+    for expert in range(len(down)):
+        for projection, (inputs, outputs) in sizes.items():
+            number = group + 2 * expert + (projection == "down_proj")
+            yield LinearSite(index, f"{name}.{expert}.{projection}", "mlp", inputs, outputs, number)
+            index += 1
+
+
+def is_experts(module: nn.Module) -> bool:
+    """Whether a module is one that dispatches through the experts interface."""
+    return hasattr(module, "_apply_gate") and hasattr(module, "down_proj")
+
+
+def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The function transformers calls."""
+    result: Tensor = module.mint(hidden_states, top_k_index, top_k_weights)
+    return result
+
+
+ExpertsInterface.register(EXPERTS_NAME, experts_forward)

@@ -1,0 +1,111 @@
+"""create_custom_loss, and how a pass finds the loss it names.
+
+A loss needs no worker: it is checked and stored, and the future that stands for it has its result at once. A pass
+takes the graph along in its facts, so that a replay computes the same.
+"""
+
+from __future__ import annotations
+
+import json
+from secrets import token_hex
+from time import time
+from typing import Any
+
+from sqlalchemy import Connection
+
+from mint.engine.loss_graph import LossGraph, parse_loss_graph
+from mint.errors import BadRequestError, TooLargeError
+from mint.server import access
+from mint.server.operations.kind import parse_json
+from mint.server.services import Services
+from mint.store import journal, repository
+from mint.store.schema import CustomLoss, Operation, Status
+from mint.wire.passes import JSON, PassRequest
+from mint.wire.requests import CreateCustomLossRequest
+
+MAX_BYTES = 1 << 20
+"""Of an upload; a graph of as many nodes as are allowed has a tenth of that."""
+
+LOSS_ID = "loss_fn_config.loss_id"
+
+
+async def create_custom_loss(services: Services, body: bytes, owner: str) -> Operation:
+    """Check and store a loss. A number of a session is one loss: a retry gets the operation that the first try made.
+
+    Raises:
+        MintError: the graph is not allowed, or the session is none of the owner's that is open.
+    """
+    if len(body) > MAX_BYTES:
+        raise TooLargeError(f"has {len(body)} bytes; a custom loss has at most {MAX_BYTES}", field="body")
+    request = parse_json(CreateCustomLossRequest, body)
+    parse_loss_graph(request.name, request.inputs, request.graph)
+    operation = _operation(request, body, owner)
+
+    def write(connection: Connection) -> Operation:
+        first = journal.known(connection, operation.stream, operation.seq_id)
+        if first is not None:
+            return access.owned(first, owner, "session_id", request.session_id)
+        access.session(connection, request.session_id, owner)
+        repository.insert(connection, _row(request, operation))
+        return journal.append(connection, operation)
+
+    return await services.database.transaction(write)
+
+
+def loss_id_of(session_id: str, custom_loss_seq_id: int) -> str:
+    """The same number of the same session is the same loss."""
+    return f"{session_id}:loss:{custom_loss_seq_id}"
+
+
+def _operation(request: CreateCustomLossRequest, body: bytes, owner: str) -> Operation:
+    loss_id = loss_id_of(request.session_id, request.custom_loss_seq_id)
+    now = time()
+    return Operation(
+        request_id=f"req-{token_hex(12)}",
+        stream=f"{request.session_id}:loss",
+        seq_id=request.custom_loss_seq_id,
+        owner=owner,
+        kind="create_custom_loss",
+        status=Status.DONE,
+        payload_type=JSON,
+        payload=body,
+        facts={},
+        created_at=now,
+        result_type=JSON,
+        result=json.dumps({"loss_id": loss_id, "type": "create_custom_loss"}).encode(),
+        finished_at=now,
+    )
+
+
+def _row(request: CreateCustomLossRequest, operation: Operation) -> CustomLoss:
+    return CustomLoss(
+        loss_id=loss_id_of(request.session_id, request.custom_loss_seq_id),
+        session_id=request.session_id,
+        owner=operation.owner,
+        name=request.name,
+        graph={**request.graph, "inputs": request.inputs},
+        created_at=operation.created_at,
+    )
+
+
+def custom_loss_facts(connection: Connection, request: PassRequest, owner: str) -> dict[str, Any]:
+    """The loss that a pass names, as a fact for the journal; none if it is not a custom one.
+
+    Raises:
+        BadRequestError: it names none.
+        NotFoundError: there is no such loss.
+        PermissionDeniedError: it is someone else's.
+    """
+    if request.loss_fn != "custom":
+        return {}
+    loss_id = request.loss_config.get("loss_id")
+    if not isinstance(loss_id, str):
+        raise BadRequestError("must be the text that create_custom_loss answered", field=LOSS_ID)
+    found = access.custom_loss(connection, loss_id, owner, LOSS_ID)
+    return {"custom_loss": {"name": found.name, "graph": found.graph}}
+
+
+def loss_graph(facts: dict[str, Any]) -> LossGraph | None:
+    """The graph among a pass's facts."""
+    loss = facts.get("custom_loss")
+    return parse_loss_graph(loss["name"], loss["graph"]["inputs"], loss["graph"]) if loss is not None else None
