@@ -160,6 +160,8 @@ def main() -> None:
     parser.add_argument("--peak-tflops", type=float, help="of the device; looked up by its name by default")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
     enter_worker_environment()
     result = run(arguments)
     show(result)

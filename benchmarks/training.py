@@ -16,23 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
 
+from benchmarks.comparison import Comparison, Work, compare, show
 from benchmarks.in_process import (
     InProcess,
     enter_worker_environment,
@@ -50,44 +44,6 @@ SHORTEST, LONGEST = 32, 448
 PROMPT, COMPLETION = 512, 64
 PRODUCT = 2048
 """Rows and columns of the matrices that the machine's limit is measured with."""
-console = Console(stderr=True)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Something to be timed: what it does, how much that is, and how often it is repeated in a round."""
-
-    amount: float
-    run: Callable[[], Any]
-    repeats: int = 1
-
-    def rate(self, threads: int) -> float:
-        """Amount per second at the median of the repeats."""
-        import torch
-
-        torch.set_num_threads(threads)  # a small batch of the engine leaves it at one
-        seconds = []
-        for _ in range(self.repeats):
-            started = time.perf_counter()
-            self.run()
-            seconds.append(time.perf_counter() - started)
-        return self.amount / median(seconds)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A figure: the engine's work and its baseline, and what their ratio should be.
-
-    `notes` are measured beside them for information. With `same_loss` both sides return a loss, which must agree.
-    """
-
-    name: str
-    unit: str
-    ours: Work
-    baseline: Work
-    aim: float
-    notes: Mapping[str, Work] = field(default_factory=dict)
-    same_loss: bool = False
 
 
 class Bench:
@@ -240,33 +196,6 @@ CASES: Mapping[str, Callable[[Bench], Iterator[Comparison]]] = {
 }
 
 
-def check_same_loss(name: str, ours: float, theirs: float) -> None:
-    if not math.isclose(ours, theirs, rel_tol=1e-3):
-        raise RuntimeError(f"{name}: the engine's loss is {ours}, the baseline's {theirs}; their speeds do not compare")
-
-
-def compare(comparison: Comparison, rounds: int, threads: int) -> dict[str, Any]:
-    """Measure a figure; the sides take turns to go first."""
-    sides = {"ours": comparison.ours, "baseline": comparison.baseline}
-    works = {**sides, **comparison.notes}
-    first = {name: work.run() for name, work in works.items()}
-    if comparison.same_loss:
-        check_same_loss(comparison.name, first["ours"], first["baseline"])
-    rates: dict[str, list[float]] = {name: [] for name in works}
-    for place in track(range(rounds), comparison.name, console=console):
-        for name in list(works) if place % 2 == 0 else list(works)[::-1]:
-            rates[name].append(works[name].rate(threads))
-    ratios = [ours / baseline for ours, baseline in zip(rates["ours"], rates["baseline"], strict=True)]
-    return {
-        "unit": comparison.unit,
-        **{side: round(median(rates[side]), 1) for side in sides},
-        "ratio": round(median(ratios), 3),
-        "ratios": [round(ratio, 3) for ratio in ratios],
-        "aim": comparison.aim,
-        "notes": {name: round(median(rates[name]), 1) for name in comparison.notes},
-    }
-
-
 def measure(cases: list[str], rounds: int, models: Path | None) -> dict[str, Any]:
     bench = Bench(models)
     figures = {
@@ -275,20 +204,6 @@ def measure(cases: list[str], rounds: int, models: Path | None) -> dict[str, Any
         for comparison in CASES[case](bench)
     }
     return {"torch": version("torch"), "threads": bench.threads, "rank": RANK, "rounds": rounds, "figures": figures}
-
-
-def show(result: dict[str, Any]) -> None:
-    title = f"forward_backward, rank {RANK}, {result['threads']} threads, medians of {result['rounds']}"
-    table = Table("figure", "unit", "ours", "baseline", "ratio", "aim", title=title)
-    for name, figure in result["figures"].items():
-        met = figure["ratio"] >= figure["aim"]
-        ratio = f"[{'green' if met else 'red'}]{figure['ratio']:.2f}"
-        table.add_row(
-            name, figure["unit"], f"{figure['ours']:.0f}", f"{figure['baseline']:.0f}", ratio, f"≥ {figure['aim']}"
-        )
-        for note, value in figure["notes"].items():
-            table.add_row(f"  {note}", figure["unit"], "", f"{value:.0f}", "", "")
-    console.print(table)
 
 
 def main() -> None:
@@ -308,7 +223,9 @@ def main() -> None:
     enter_worker_environment()
     os.environ.setdefault("TINKER_TELEMETRY", "0")
     result = measure(cases, arguments.rounds, arguments.models)
-    show(result)
+    show(
+        f"forward_backward, rank {RANK}, {result['threads']} threads, medians of {result['rounds']}", result["figures"]
+    )
     text = json.dumps(result, indent=1, ensure_ascii=False)
     print(text)
     if arguments.out:

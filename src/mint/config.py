@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
+
+Device = Literal["auto", "cpu", "cuda"]
+DType = Literal["auto", "float32", "bfloat16"]
 
 DEFAULT_PORT = 8000
 DEFAULT_DATA_DIR = Path("~/.mint/data")
@@ -35,6 +39,8 @@ class EngineConfig:
         gradient_checkpointing: compute each layer again in the backward pass instead of keeping its insides; saves
             memory, costs a third of the speed.
         num_threads: threads of the worker's tensor library; 0 leaves the choice to it.
+        device: where the base model lives; "auto" is a CUDA device where there is one, else the CPU.
+        dtype: of the base model; "auto" is bfloat16 on CUDA and float32 on the CPU. Adapters are always float32.
     """
 
     max_batch_tokens: int = 4096
@@ -46,6 +52,8 @@ class EngineConfig:
     revision_cache_bytes: int = 512 << 20
     gradient_checkpointing: bool = False
     num_threads: int = 0
+    device: Device = "auto"
+    dtype: DType = "auto"
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -43,7 +44,7 @@ class EngineDriver:
         return answer
 
 
-def make_driver(folder: Path, **settings: int) -> EngineDriver:
+def make_driver(folder: Path, **settings: Any) -> EngineDriver:
     return EngineDriver(*build_engine(ModelSource("random", str(folder)), EngineConfig(**settings)))
 
 

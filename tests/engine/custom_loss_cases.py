@@ -118,7 +118,7 @@ def _math(name: str) -> Case:
 
 
 def _each(names: str, module: Any, apply: Callable[[Any, Any, Any], Any]) -> dict[str, Case]:
-    return {name: lambda x, o, m, i, s, f=getattr(module, name): apply(f, x, o) for name in names.split()}
+    return {name: lambda x, o, m, i, s, n=name: apply(getattr(module, n), x, o) for name in names.split()}
 
 
 def _of_unit(function: Any, x: Any, o: Any) -> Any:

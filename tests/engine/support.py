@@ -94,15 +94,22 @@ class MergedModel:
         flat: the adapter's factors, a leaf; its gradient is what ours is compared with.
     """
 
-    def __init__(self, folder: Path, adapter: TrainableAdapter | None) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).requires_grad_(False)
-        self.flat = adapter.adapter.flat.clone().requires_grad_() if adapter is not None else None
+    def __init__(self, folder: Path, adapter: TrainableAdapter | None, dtype: torch.dtype = torch.float32) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).requires_grad_(False)
+        self.flat = adapter.adapter.flat.to(dtype, copy=True).requires_grad_() if adapter is not None else None
         self._merged: dict[str, Tensor] = {}
         if adapter is None or self.flat is None:
             return
-        for block in adapter.adapter.layout.blocks:
+        self._adapter = adapter.adapter
+        self._merge()
+
+    def _merge(self) -> None:
+        """Anew for each backward pass, which frees the graph of the products."""
+        assert self.flat is not None
+        self._merged.clear()
+        for block in self._adapter.layout.blocks:
             a, b = block.factors(self.flat)
-            self._add(block.site.name, adapter.adapter.scale * b @ a)
+            self._add(block.site.name, self._adapter.scale * b @ a)
 
     def _add(self, site: str, product: Tensor) -> None:
         """Experts lie in one tensor per layer, gate and up projections below each other."""
@@ -120,6 +127,8 @@ class MergedModel:
 
     def logits(self, tokens: np.ndarray) -> Tensor:
         """(N, V) of one sequence."""
+        if self.flat is not None:
+            self._merge()
         ids = torch.from_numpy(tokens.astype(np.int64))[None]
         logits: Tensor = torch.func.functional_call(self.model, self._merged, (ids,), tie_weights=False).logits[0]
         return logits

@@ -1,4 +1,4 @@
-"""train_step: a pass and its optimizer step under one number, and what a step's settings may be."""
+"""train_step: a pass and its optimizer step under one number."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 
 import mint
+import mint.mint as mintx
 from mint.engine.core import AdamParams, ForwardBackward, OptimStep, TrainStep
 
 from .inprocess import MODEL, PROTOBUF, Serve, World, play
 from .live import LiveServer
 from .sdk import SECONDS, backward, batch, logprobs_of, run_of, step
+from .test_custom_loss import uploaded
 from .test_restarts import killed, kinds
 
 pytestmark = pytest.mark.filterwarnings("ignore:DEPRECATED")
@@ -125,6 +127,21 @@ def test_a_run_keeps_its_rollout_correction(serve: Serve) -> None:
     play(scene)
 
 
+def test_a_custom_loss_goes_along(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            session = await world.alice.session()
+            run, loss_id = await world.alice.run(session), await uploaded(world.alice, session)
+            inputs = {"weights": {"data": [1.0] * 3, "dtype": "float32"}, "margin": {"data": [0.5], "dtype": "float32"}}
+            custom = content(datum(**inputs), loss_fn="custom", loss_fn_config={"loss_id": loss_id})
+            await world.alice.result("train_step", request(run, 1, forward_backward_input=custom))
+            graph = world.worker.executed[-1].forward_backward.loss_graph
+            assert graph is not None
+            assert graph.name == "weighted"
+
+    play(scene)
+
+
 # ---------------------------------------------------------------- refusals
 
 PASSES: dict[str, tuple[dict[str, Any], int, str]] = {
@@ -196,107 +213,6 @@ def test_whose_run_it_is(serve: Serve) -> None:
     play(scene)
 
 
-# ---------------------------------------------------------------- settings of a step
-
-SETTINGS = [
-    *(
-        (name, value)
-        for name in ("learning_rate", "beta1", "beta2", "eps", "weight_decay", "grad_clip_norm")
-        for value in ("NaN", "Infinity", "-Infinity", "1e39", "1" + "0" * 400, "null", '"0.5"', "true", "[]")
-    ),
-    *((name, "-1e-9") for name in ("learning_rate", "beta1", "beta2", "eps", "weight_decay")),
-    *((name, "1") for name in ("beta1", "beta2")),
-]
-
-
-@pytest.mark.parametrize("path", ["optim_step", "train_step"])
-def test_every_setting_has_its_bounds(serve: Serve, path: str) -> None:
-    async def scene() -> None:
-        async with serve() as world:
-            run = await world.alice.run()
-            for number, (name, value) in enumerate(SETTINGS, start=1):
-                data = '{"data": [], "loss_fn": "cross_entropy"}'  # refused as well, but later
-                settings = f'{{"{name}": {value}}}'
-                body = f'{{"model_id": "{run}", "seq_id": {number}, "forward_backward_input": {data}, "adam_params": '
-                response = await world.alice.send("POST", path, content=f"{body}{settings}}}")
-                answer = response.json()
-                assert (response.status_code, answer["field"]) == (422, f"adam_params.{name}"), (name, value, answer)
-            assert world.worker.times(OptimStep, TrainStep) == 0
-            await world.alice.step(run, len(SETTINGS) + 1)
-
-    play(scene)
-
-
-def test_what_is_left_out_has_the_documented_default(serve: Serve) -> None:
-    from tinker import types
-
-    documented = types.AdamParams()
-
-    async def scene() -> None:
-        async with serve() as world:
-            run = await world.alice.run()
-            edge = {"learning_rate": 0, "beta1": 0, "beta2": 0, "eps": 0, "weight_decay": 0, "grad_clip_norm": -1}
-            for number, params in enumerate(({}, {"adam_params": {}}, {"adam_params": None}, {"adam_params": edge}), 1):
-                await world.alice.result("optim_step", {"model_id": run, "seq_id": number, **params})
-            *defaults, last = (each.adam for each in world.worker.executed if isinstance(each, OptimStep))
-            assert defaults == [AdamParams(**documented.model_dump())] * 3
-            assert last == AdamParams(0.0, 0.0, 0.0, 0.0, 0.0, 0.0), "a negative norm clips no more than 0 does"
-
-    play(scene)
-
-
-OPTIMIZERS: dict[str, tuple[Any, tuple[str, ...]]] = {
-    "dimuon": ({"type": "dimuon", "version": 1}, ("'dimuon'", "not public", "adamw")),
-    "unknown": ({"type": "sgd"}, ("'sgd'", "adamw")),
-}
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_another_optimizer_is_refused_by_name_and_with_the_reason(serve: Serve, name: str) -> None:
-    config, words = OPTIMIZERS[name]
-
-    async def scene() -> None:
-        async with serve() as world:
-            run = await world.alice.run()
-            session = await world.alice.session()
-            create = {"session_id": session, "model_seq_id": 0, "base_model": MODEL, "lora_config": {"rank": 4}}
-            response = await world.alice.post("create_model", {**create, "optimizer_config": config})
-            refused = [(response, "optimizer_config.type")]
-            for number, path in enumerate(("optim_step", "train_step"), 1):
-                response = await world.alice.post(path, request(run, number, optimizer_params=config))
-                refused.append((response, "optimizer_params.type"))
-            for response, field in refused:
-                answer = response.json()
-                assert (response.status_code, answer["field"]) == (400, field)
-                assert all(word in answer["detail"] for word in words), answer["detail"]
-            await world.alice.run(session)
-            await world.alice.step(run, 3)
-
-    play(scene)
-
-
-def test_settings_in_the_wrong_place(serve: Serve) -> None:
-    async def scene() -> None:
-        async with serve() as world:
-            run = await world.alice.run()
-            good = {"adam_params": {"learning_rate": 1.0}}
-            for number, (params, field) in enumerate(
-                (
-                    ({"optimizer_params": {"type": "adamw", "learning_rate": 1.0}}, "optimizer_params"),
-                    ({"optimizer_params": {"type": "dimuon"}, **good}, "optimizer_params.type"),
-                    ({"optimizer_params": {}}, "optimizer_params.type"),
-                    ({"optimizer_params": {"type": ["x" * 1000]}}, "optimizer_params.type"),
-                ),
-                1,
-            ):
-                response = await world.alice.post("optim_step", {"model_id": run, "seq_id": number, **params})
-                assert (response.status_code, response.json()["field"]) == (400, field), response.text
-                assert len(response.text) < 400
-            assert world.worker.times(OptimStep) == 0
-
-    play(scene)
-
-
 # ---------------------------------------------------------------- against a live server
 
 
@@ -339,24 +255,43 @@ def test_it_equals_its_two_halves(live: LiveServer, alice: mint.ServiceClient) -
         assert answer["metrics"].keys() >= STEP_METRICS
     assert answer["metrics"]["optim/step:unique"] == 3
     assert answer["metrics"]["optim/learning_rate:unique"] == 1e-2
-    # the SDK's next numbers are taken: its client has not sent these
     after = {"data": as_json(batch(9)), "loss_fn": "cross_entropy"}
     answer = result(live, "forward", {"model_id": whole.model_id, "seq_id": 4, "forward_input": after})
     expected = halves.forward(batch(9), "cross_entropy").result(SECONDS)
-    assert [np.float32(each["logprobs"]["data"]).tolist() for each in answer["loss_fn_outputs"]] == logprobs_of(
-        expected
-    )
+    assert read_logprobs(answer) == logprobs_of(expected)
 
 
-def test_a_refused_step_leaves_the_gradients(live: LiveServer, alice: mint.ServiceClient) -> None:
+def test_the_sdks_client_sends_it_in_its_turn(alice: mint.ServiceClient) -> None:
+    """Among the client's other calls, without waiting for any; a result can be awaited."""
+    halves, whole = run_of(alice), run_of(alice)
+    params = mint.types.AdamParams(learning_rate=1e-2)
+    futures = []
+    for number in range(4):
+        whole.forward_backward(batch(10 + number), "cross_entropy")
+        futures.append(mintx.train_step(whole, batch(number), "cross_entropy", params))
+
+    async def collect() -> list[mint.types.ForwardBackwardOutput]:
+        return [await future for future in futures]
+
+    for number, output in enumerate(asyncio.run(collect())):
+        backward(halves, batch(10 + number))
+        passed, stepped = backward(halves, batch(number)), step(halves)
+        # passes that wait together share a batch, so that they round otherwise
+        for mine, theirs in zip(logprobs_of(output), logprobs_of(passed), strict=True):
+            np.testing.assert_allclose(mine, theirs, atol=1e-3)
+        metrics = passed.metrics | {f"optim/{name}:unique": value for name, value in stepped.items()}
+        assert output.metrics == pytest.approx(metrics, rel=1e-4)
+
+
+def test_a_refused_step_leaves_the_gradients(alice: mint.ServiceClient) -> None:
     run, other = run_of(alice), run_of(alice)
     for each in (run, other):
         backward(each, batch(1))
-    number = run._get_request_id() + 1
-    body = {"model_id": run.model_id, "seq_id": number, "adam_params": {"learning_rate": -1.0}}
-    data = {"data": as_json(batch(2)), "loss_fn": "cross_entropy"}
-    run._turn_counter += 1
-    assert live.post("train_step", {**body, "forward_backward_input": data}).status_code == 422
+    negative = mint.types.AdamParams(learning_rate=-1.0)
+    with pytest.raises(mint.UnprocessableEntityError, match=r"adam_params\.learning_rate"):
+        mintx.train_step(run, batch(2), "cross_entropy", negative).result(SECONDS)
+    with pytest.raises(mint.UnprocessableEntityError, match=r"adam_params\.learning_rate"):
+        run.optim_step(negative).result(SECONDS)
     assert step(run) == step(other)
 
 

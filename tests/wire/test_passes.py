@@ -104,6 +104,21 @@ def test_soft_targets_of_the_sdk_dense_and_sparse() -> None:
     np.testing.assert_array_equal(second.loss_inputs["weights"], weights.numpy())
 
 
+def test_sparse_tensors_blow_a_request_up_to_the_limit_only() -> None:
+    width = (1 << 24) // 2
+    sparse = pb.Tensor(dtype=pb.DTYPE_FLOAT32, shape=[2, width])
+    sparse.sparse_csr.crow_indices = np.zeros(3, "<i8").tobytes()
+    one = pb.Datum(loss_fn_inputs={"weights": sparse})
+    one.model_input.add().encoded_text.tokens = np.array([1, 2], "<i4").tobytes()
+    message = pb.ForwardBackwardRequest(model_id="m", seq_id=1, data=[one] * 1000)
+    decoded = decode_pass(message.SerializeToString(), PROTOBUF).data
+    for _ in range(4):
+        assert next(decoded).loss_inputs["weights"].shape == (2, width)
+    with pytest.raises(BadRequestError, match=str(1 << 26)) as caught:
+        next(decoded)
+    assert (caught.value.field, caught.value.datum) == ("data[4].loss_fn_inputs", 4)
+
+
 def test_old_numeric_settings_are_read_and_new_ones_win() -> None:
     message = pb.ForwardBackwardRequest(model_id="m", seq_id=1, loss_fn_config={"a": 1.0, "b": 2.0})
     message.loss_fn_config_v2["b"].number = 3.0
@@ -332,6 +347,17 @@ def test_the_sdk_reads_our_results() -> None:
     assert len(result.loss_fn_outputs) == 3
     for output, expected in zip(result.loss_fn_outputs, logprobs, strict=True):
         np.testing.assert_array_equal(output["logprobs"].to_numpy(), expected)
+
+
+def test_the_sdk_reads_several_log_probabilities_for_each_position() -> None:
+    shapes = [(3,), (2,), (2, 3), (4, 3), (1, 1), (5, 2), (4,)]
+    logprobs = [np.random.default_rng(0).normal(size=shape).astype(np.float32) for shape in shapes]
+    body = encode_pass_output(logprobs, {})
+    for output, expected in zip(deserialize_forward_backward_output(body).loss_fn_outputs, logprobs, strict=True):
+        np.testing.assert_array_equal(output["logprobs"].to_numpy(), expected)
+    for output, expected in zip(pass_output_as_json(body)["loss_fn_outputs"], logprobs, strict=True):
+        values = {"data": expected.ravel().tolist(), "dtype": "float32", "shape": list(expected.shape)}
+        assert output["logprobs"] == values
 
 
 def test_results_as_json_for_older_sdks() -> None:

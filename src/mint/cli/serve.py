@@ -20,7 +20,7 @@ import uvloop
 from rich.console import Console
 from rich.text import Text
 
-from mint.config import DEFAULT_DATA_DIR, DEFAULT_PORT, ModelSource, ServerConfig
+from mint.config import DEFAULT_DATA_DIR, DEFAULT_PORT, Device, DType, EngineConfig, ModelSource, ServerConfig
 from mint.errors import MintError
 from mint.tiny import NAME, model_path
 
@@ -39,7 +39,7 @@ class LogLevel(StrEnum):
     ERROR = "error"
 
 
-def serve(  # the options of a command
+def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 picks a free one.", min=0, max=65535)] = DEFAULT_PORT,
     data_dir: Annotated[Path, typer.Option(help="Database and checkpoints.")] = DEFAULT_DATA_DIR,
@@ -51,6 +51,20 @@ def serve(  # the options of a command
         list[str] | None,
         typer.Option(help="A key that clients may use; repeatable. One is made on loopback."),
     ] = None,
+    max_batch_tokens: Annotated[
+        int, typer.Option(help="Tokens computed at a time; bounds the memory of a training pass.", min=1)
+    ] = EngineConfig.max_batch_tokens,
+    max_lora_rank: Annotated[
+        int, typer.Option(help="Largest rank that a run may have.", min=1)
+    ] = EngineConfig.max_lora_rank,
+    max_resident_runs: Annotated[
+        int, typer.Option(help="Runs in the device's memory; others wait on disk.", min=1)
+    ] = EngineConfig.max_resident_runs,
+    gradient_checkpointing: Annotated[
+        bool, typer.Option("--gradient-checkpointing", help="Compute layers twice to save memory.")
+    ] = False,
+    device: Annotated[Device, typer.Option(help="Where base models live.")] = EngineConfig.device,
+    dtype: Annotated[DType, typer.Option(help="Type of the base models' weights.")] = EngineConfig.dtype,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="What is logged.")] = LogLevel.WARNING,
 ) -> None:
@@ -77,6 +91,14 @@ def serve(  # the options of a command
         api_keys=keys,
         host=host,
         port=listener.getsockname()[1],
+        engine=EngineConfig(
+            max_batch_tokens=max_batch_tokens,
+            max_lora_rank=max_lora_rank,
+            max_resident_runs=max_resident_runs,
+            gradient_checkpointing=gradient_checkpointing,
+            device=device,
+            dtype=dtype,
+        ),
     )
     try:
         with lock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mint.engine.adapters import Adapter
 from mint.engine.core import Distilled, Int32Array, ReverseKL, ReverseKLDatum
-from mint.engine.objective import not_finite
+from mint.engine.objective import not_finite, overflow
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, pack_shared
 from mint.models.causal_lm import CausalLM
@@ -60,7 +60,7 @@ class Distillation:
         """The next micro-batch: the reference forward, the student forward and backward.
 
         Raises:
-            BadRequestError: a datum's loss is not finite. `undo` takes back what was added.
+            BadRequestError: a datum's loss, or the gradient, is not finite. `undo` takes back what was added.
         """
         data = self._parts.popleft()
         sizes = [len(datum.targets) for datum in data]
@@ -82,6 +82,8 @@ class Distillation:
             if not np.isfinite(loss):
                 raise not_finite(len(self._losses))
             self._losses.append(loss)
+        if self.done and not self._run.is_finite:
+            raise overflow()
 
     def undo(self) -> None:
         """Give the run the gradients that it had before."""

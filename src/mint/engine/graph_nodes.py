@@ -162,7 +162,7 @@ def _constant(kind: str, content: Any, where: str) -> Argument:
         return EllipsisOf()
     if kind == "float" and content in ("inf", "-inf", "nan"):
         return float(content)
-    if kind == "dtype" and content in DTYPES:
+    if kind == "dtype" and isinstance(content, str) and content in DTYPES:
         return DTypeOf(content)
     if kind == "device" and isinstance(content, str):
         return DeviceOf()

@@ -24,8 +24,8 @@ Number: TypeAlias = bool | int | float
 
 MAX_EXPONENT = 64
 EQUATION = re.compile(r"[A-Za-z]*(,[A-Za-z]*)?(->[A-Za-z]*)?")
-FIELDS = {"values": 0, "indices": 1, "min": 0, "max": 1}
-"""Where the named results of `max`, `sort`, `aminmax` and the like lie in their tuple."""
+FIELDS = {"values", "indices", "min", "max"}
+"""The results of `max`, `sort`, `aminmax` and the like have such names."""
 
 MODULES: Mapping[str, object] = {
     "torch": torch,
@@ -169,7 +169,7 @@ def get_attribute(value: Any, name: str) -> Any:
         TypeError: it has none of this name.
     """
     if type(value).__module__ == "torch.return_types" and name in FIELDS:
-        return value[FIELDS[name]]
+        return getattr(value, name)
     if not isinstance(value, Tensor) or name in FIELDS:
         raise TypeError(f"there is no {name} of it")
     return value.detach() if name == "data" else getattr(value, name)

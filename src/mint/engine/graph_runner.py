@@ -26,7 +26,7 @@ SQUARE = 1 << 22
 LARGEST_FIXED, LARGEST_PER_ELEMENT = 1 << 12, 64
 SUM_FIXED, SUM_PER_ELEMENT, SUM_SQUARES = 1 << 16, 128, 8
 MULTIPLICATIONS_PER_ELEMENT = 64
-REMEMBERED = 1 << 16
+REMEMBERED = 1 << 14
 """Graphs with shapes of their inputs that are remembered to have passed."""
 
 FATAL = (torch.OutOfMemoryError, torch.AcceleratorError)
@@ -273,7 +273,7 @@ def _product_work(node: GraphNode, args: Sequence[Any], result: Any) -> tuple[in
     if node.operation not in INNER_PRODUCTS:
         return 0, 0
     left, right = args[:2]
-    inner = left.shape[-1]
+    inner = left.shape[-1] if left.ndim and right.ndim else 1
     copied = 0
     if node.operation in BATCHED_PRODUCTS and max(left.ndim, right.ndim) > 2:
         # where one of the two is shared by a batch, it is written out for each

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mint.engine.core import Datum, LossInput
 
 MAX_NODES, MAX_INPUTS, MAX_METRICS = 512, 16, 64
+MAX_OPERATIONS = 1 << 18
+"""Nodes times datums of one pass."""
+
 INPUT_NAME = re.compile(r"[a-z_][a-z0-9_]{0,63}")
 METRIC_NAME = re.compile(r"custom/[a-z0-9_./-]{1,64}:(sum|mean)")
 
@@ -179,6 +182,20 @@ def _check_dependence(graph: LossGraph, where: str) -> None:
             reached.add(place)
     if graph.output.loss.place not in reached:
         raise BadRequestError("the loss does not depend on logprobs", field=f"{where}.args")
+
+
+def check_custom_size(graph: LossGraph, data: int) -> None:
+    """Refuse a pass of more operations than a request may have, however small each one is.
+
+    Raises:
+        BadRequestError: nodes times data are more than `MAX_OPERATIONS`.
+    """
+    most = MAX_OPERATIONS // max(len(graph.nodes), 1)
+    if data > most:
+        raise BadRequestError(
+            f"has {data} datums; loss {graph.name!r} has {len(graph.nodes)} nodes, so a request takes at most {most}",
+            field="data",
+        )
 
 
 def check_custom_inputs(index: int, datum: Datum, graph: LossGraph) -> dict[str, LossInput]:

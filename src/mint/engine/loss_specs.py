@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mint.engine.core import Datum, ForwardBackward, Int32Array, Int64Array, LossInput, ModelInfo
-from mint.engine.loss_graph import check_custom_inputs
+from mint.engine.loss_graph import check_custom_inputs, check_custom_size
 from mint.engine.rollout_correction import response_tokens
 from mint.errors import BadRequestError
 
@@ -68,7 +68,8 @@ def check_forward_backward(command: ForwardBackward, model: ModelInfo) -> Forwar
     """Refuse what cannot be computed; returns the command with defaults filled in.
 
     `weights` default to 1; inputs that the loss does not use are dropped, and so is rollout correction but for
-    importance_sampling. With it, all data have a `mask` and, where ratios are clipped, thresholds for each token.
+    importance_sampling, whose data then all have a `mask`. All data of a pass have the same inputs: where one brings
+    a threshold for each token, the others get what is configured.
 
     Raises:
         BadRequestError: naming the datum, the field and the limit.
@@ -76,12 +77,17 @@ def check_forward_backward(command: ForwardBackward, model: ModelInfo) -> Forwar
     spec = _spec(command)
     if not command.data:
         raise BadRequestError("is empty; a pass needs at least one datum", field="data")
+    if command.loss_graph is not None:
+        check_custom_size(command.loss_graph, len(command.data))
     command = replace(
         command,
         loss_config=_check_config(command, spec),
         rollout_correction=command.rollout_correction if command.loss_fn == "importance_sampling" else None,
     )
-    return replace(command, data=tuple(_check_datum(index, command, spec, model) for index in range(len(command.data))))
+    data = [_check_datum(index, command, spec, model) for index in range(len(command.data))]
+    brought = {name for name in spec.per_token_settings for datum in data if name in datum.loss_inputs}
+    settings = {name: command.loss_config[name] for name in brought}
+    return replace(command, data=tuple(_with_settings(datum, settings) for datum in data) if settings else tuple(data))
 
 
 def _spec(command: ForwardBackward) -> LossSpec:
@@ -133,11 +139,15 @@ def _check_datum(index: int, command: ForwardBackward, spec: LossSpec, model: Mo
             raise BadRequestError("is missing", field=where, datum=index)
     if spec.per_token_settings:
         _check_clip(index, inputs, command.loss_config)
-    if command.rollout_correction is not None:
+    if command.rollout_correction is not None and "mask" not in inputs:
         mask = response_tokens(*(inputs[name] for name in ("weights", *POLICY_INPUTS)))
-        filled = {name: np.full(len(mask), command.loss_config[name], np.float32) for name in spec.config}
-        inputs = {"mask": mask.astype(np.float32), **filled, **inputs}
+        inputs["mask"] = mask.astype(np.float32)
     return Datum(datum.tokens, inputs)
+
+
+def _with_settings(datum: Datum, settings: Mapping[str, float]) -> Datum:
+    filled = {name: np.full(len(datum.tokens), value, np.float32) for name, value in settings.items()}
+    return Datum(datum.tokens, {**filled, **datum.loss_inputs})
 
 
 def _refuse_settings(index: int, datum: Datum, spec: LossSpec) -> None:

@@ -210,7 +210,7 @@ def _alike(passes: Sequence[ForwardBackward], item: Item) -> object:
     command = passes[item.owner]
     if command.loss_graph is not None or command.rollout_correction is not None:
         return item.owner
-    names = frozenset(item.datum.loss_inputs)
+    names = frozenset(command.data[0].loss_inputs)  # equal for all data of a pass
     return command.loss_fn, tuple(sorted(command.loss_config.items())), names
 
 
@@ -267,6 +267,15 @@ def not_finite(index: int) -> BadRequestError:
         "or the run's weights have diverged",
         field=f"data[{index}]",
         datum=index,
+    )
+
+
+def overflow() -> BadRequestError:
+    """The refusal of a pass whose losses are finite and whose gradients are not."""
+    return BadRequestError(
+        "the gradients of this pass overflow, and were not added: its weights or advantages are too large, "
+        "or the run's weights have diverged",
+        field="data",
     )
 
 

@@ -92,24 +92,19 @@ class TrainableAdapter:
         else:
             self.gradients.copy_(mark)
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the norm of the gradients is: what is not finite would end in the weights, and stay there."""
+        return bool(torch.linalg.vector_norm(self.gradients).isfinite())
+
     def _clear(self) -> None:
         self.gradients.zero_()
         self._untouched = True
 
     def step(self, params: AdamParams) -> dict[str, float]:
-        """Clip by global norm, apply AdamW, zero the gradients; returns the metrics of the step.
-
-        Raises:
-            BadRequestError: the gradients are not finite. They are dropped; weights and moments stay as they were.
-        """
-        norm = torch.nn.utils.get_total_norm([self.gradients])
-        if not torch.isfinite(norm):
-            self._clear()
-            raise BadRequestError(
-                f"the gradients' norm is {float(norm)}: they are dropped, and weights and optimizer stay as they were"
-            )
-        if params.grad_clip_norm > 0:
-            torch.nn.utils.clip_grads_with_norm_([self._parameter], params.grad_clip_norm, norm)
+        """Clip by global norm, apply AdamW, zero the gradients; returns the metrics of the step."""
+        clip = params.grad_clip_norm if params.grad_clip_norm > 0 else float("inf")
+        norm = torch.nn.utils.clip_grad_norm_([self._parameter], clip)
         self._optimizer.param_groups[0].update(
             lr=params.learning_rate,
             betas=(params.beta1, params.beta2),

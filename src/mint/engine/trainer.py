@@ -18,7 +18,7 @@ from mint.engine.adapters import Adapter, save_adapter
 from mint.engine.core import AdamParams, FloatArray, ForwardBackward, LoraShape, Passed, ReverseKL
 from mint.engine.corrections import batch_scale
 from mint.engine.distillation import Distillation
-from mint.engine.objective import BatchObjective, Item, Survey, Tally, combined
+from mint.engine.objective import BatchObjective, Item, Survey, Tally, combined, overflow
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, micro_batches, pack_shared
 from mint.engine.residency import Residents
@@ -147,7 +147,8 @@ class PassExecution:
         """Forward, losses and backward of the next micro-batch.
 
         Raises:
-            BadRequestError: a datum has no finite loss, or its custom loss fails. `undo` takes back what was added.
+            BadRequestError: a datum has no finite loss, its custom loss fails, or gradients are not finite. `undo`
+                takes back what was added.
         """
         if self._to_survey:
             self._survey(self._to_survey.popleft())
@@ -163,6 +164,8 @@ class PassExecution:
             logprobs = self._model.backward(batch.tokens, batch.positions, batch.plan, batch.segments, head_pass)
         for owner, tally in objective.tallies():
             self._tallies[owner].add(tally)
+        if self.done and not all(run.is_finite for run, _ in self._marks):
+            raise overflow()
         for item, values in objective.by_datum(logprobs):
             self._logprobs[item.owner, item.index] = values
 

@@ -24,7 +24,7 @@ from mint.config import EngineConfig, ModelSource
 from mint.engine import channel
 from mint.engine.core import Command, ModelInfo
 from mint.engine.engine import Engine
-from mint.errors import MintError
+from mint.errors import MintError, ModelLoadError
 from mint.models.loading import load, load_tokenizer, locate, stop_token_ids
 from mint.models.token_bytes import token_bytes
 
@@ -43,7 +43,7 @@ def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, Mod
     """
     location = str(Path(source.location).expanduser())
     folder = locate(location)
-    model = load(location, checkpointing=config.gradient_checkpointing)
+    model = load(location, *_placement(config), checkpointing=config.gradient_checkpointing)
     tokenizer = load_tokenizer(location)
     vocab_size, max_context_length = model.config.vocab_size, model.config.max_position_embeddings
     engine = Engine(model, source.name, config, token_bytes(tokenizer, vocab_size))
@@ -59,6 +59,20 @@ def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, Mod
         num_parameters=model.num_parameters,
     )
     return engine, info
+
+
+def _placement(config: EngineConfig) -> tuple[torch.dtype, torch.device]:
+    """The base model's type and device.
+
+    Raises:
+        ModelLoadError: there is no such device.
+    """
+    has_cuda = torch.cuda.is_available()
+    if config.device == "cuda" and not has_cuda:
+        raise ModelLoadError("this machine has no CUDA device that torch can use")
+    device = torch.device("cuda" if config.device == "cuda" or (config.device == "auto" and has_cuda) else "cpu")
+    automatic = torch.bfloat16 if device.type == "cuda" else torch.float32
+    return {"auto": automatic, "float32": torch.float32, "bfloat16": torch.bfloat16}[config.dtype], device
 
 
 def run(connection: socket.socket) -> None:

@@ -52,7 +52,12 @@ def locate(location: str) -> Path:
     return Path(found).parent
 
 
-def load(location: str, dtype: torch.dtype = torch.float32, *, checkpointing: bool = False) -> CausalLM:
+CPU = torch.device("cpu")
+
+
+def load(
+    location: str, dtype: torch.dtype = torch.float32, device: torch.device = CPU, *, checkpointing: bool = False
+) -> CausalLM:
     """Load a decoder-only model in evaluation mode; for `checkpointing` see `CausalLM`.
 
     Raises:
@@ -75,7 +80,7 @@ def load(location: str, dtype: torch.dtype = torch.float32, *, checkpointing: bo
     if report["missing_keys"]:
         # transformers fills these with random numbers
         raise ModelLoadError(f"{location} has no weights for {sorted(report['missing_keys'])[0]}")
-    served = CausalLM(model.eval(), checkpointing=checkpointing)
+    served = CausalLM(model.to(device).eval(), checkpointing=checkpointing)
     _refuse_different(location, model, served)
     return served
 

@@ -23,7 +23,10 @@ from mint.models.lora import Segment, low_rank_parts, selected, stretches
 from mint.models.products import linear, linear_backward
 
 CHUNK_ELEMENTS = 8 << 20
-"""Logits computed at a time: 32 MiB in float32."""
+"""Logits computed at a time on a CPU: 32 MiB in float32, which its last cache holds."""
+
+CUDA_CHUNK_ELEMENTS = 128 << 20
+"""On CUDA, where a chunk must be large enough for the weights to be read seldom: 512 MiB."""
 
 WORTH_SELECTING = 0.8
 """Rows whose gradients are all zero are left out of the backward pass when no more than this share of a chunk
@@ -146,7 +149,8 @@ class UnembeddingHead:
 
     def _row_chunks(self, num_rows: int, tensors: int = 1) -> Iterator[slice]:
         """Cut rows so that `tensors` tensors of the vocabulary's size stay within the limit."""
-        step = max(1, CHUNK_ELEMENTS // tensors // self._layer.out_features)
+        elements = CUDA_CHUNK_ELEMENTS if self._layer.weight.is_cuda else CHUNK_ELEMENTS
+        step = max(1, elements // tensors // self._layer.out_features)
         return (slice(start, min(num_rows, start + step)) for start in range(0, num_rows, step))
 
     def _chunk(self, hidden: Tensor, segments: Sequence[Segment]) -> _Chunk:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby
 from typing import Any, TypeVar
 
 import numpy as np
@@ -16,7 +16,7 @@ from google.protobuf.message import DecodeError
 from mint.errors import BadRequestError, TooLargeError
 from mint.wire import messages_pb2 as pb
 from mint.wire.documents import list_at, model_input_tokens, number_at, object_at, read_object, sequence_number
-from mint.wire.tensors import Array, batched_tensor, decode_json_tensor, decode_tensor
+from mint.wire.tensors import Array, batched_tensor, decode_json_tensor, decode_tensor, unbatched
 
 T = TypeVar("T")
 
@@ -24,6 +24,9 @@ PROTOBUF = "application/x-protobuf"
 JSON = "application/json"
 SLICE = 1 << 12
 """Bytes decompressed at once, which bounds what a small body can blow up to before it is stopped."""
+
+MAX_INPUTS = 1 << 26
+"""Numbers in all loss inputs of a request; tensors sent as CSR are larger than the bytes that they take."""
 
 
 @dataclass(frozen=True)
@@ -118,12 +121,22 @@ def _from_protobuf(body: bytes) -> PassRequest:
 
 def _decode_all(decode: Callable[[T, str], PassDatum], data: Iterable[T]) -> Iterator[PassDatum]:
     """Decode datum after datum; an error tells whose it is."""
+    elements = 0
     for index, datum in enumerate(data):
+        where = f"data[{index}]"
         try:
-            yield decode(datum, f"data[{index}]")
+            decoded = decode(datum, where)
         except BadRequestError as error:
             error.datum = index
             raise
+        elements += sum(array.size for array in decoded.loss_inputs.values())
+        if elements > MAX_INPUTS:
+            raise BadRequestError(
+                f"brings the loss inputs of the request to {elements} numbers; at most {MAX_INPUTS} are read",
+                field=f"{where}.loss_fn_inputs",
+                datum=index,
+            )
+        yield decoded
 
 
 def _datum_from_protobuf(message: pb.Datum, where: str) -> PassDatum:
@@ -180,24 +193,25 @@ def _datum_from_json(value: object, where: str) -> PassDatum:
 
 
 def encode_pass_output(logprobs: Sequence[npt.NDArray[np.float32]], metrics: dict[str, float]) -> bytes:
-    """A `ForwardBackwardOutput`: the log-probabilities of each datum's targets, and metrics `name:reduction`."""
-    record = pb.ArrayRecord(num_datums=len(logprobs))
-    record.fields["logprobs"].CopyFrom(batched_tensor(logprobs))
-    output = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", loss_fn_outputs=[record], metrics=metrics)
+    """A `ForwardBackwardOutput`: the log-probabilities of each datum's targets, and metrics `name:reduction`.
+
+    A datum's are (N,) or (N, K). A record has one K: where it changes, the next begins.
+    """
+    groups = [list(group) for _, group in groupby(logprobs, key=lambda array: array.shape[1:])]
+    records = [pb.ArrayRecord(num_datums=len(group), fields={"logprobs": batched_tensor(group)}) for group in groups]
+    output = pb.ForwardBackwardOutput(loss_fn_output_type="ArrayRecord", loss_fn_outputs=records, metrics=metrics)
     return output.SerializeToString()
 
 
 def pass_output_as_json(body: bytes) -> dict[str, Any]:
     """A stored `ForwardBackwardOutput` as older SDKs read it; JSON has no NaN: null, or no metric at all."""
     output = pb.ForwardBackwardOutput.FromString(body)
-    field = output.loss_fn_outputs[0].fields["logprobs"]
-    values = np.frombuffer(field.data, "<f4")
-    borders = np.frombuffer(field.offsets, "<i8") // 4
-    pieces = [values[start:stop].tolist() for start, stop in pairwise(borders)]
+    pieces = [piece for record in output.loss_fn_outputs for piece in unbatched(record.fields["logprobs"])]
     return {
         "loss_fn_output_type": output.loss_fn_output_type,
         "loss_fn_outputs": [
-            {"logprobs": {"data": finite(piece), "dtype": "float32", "shape": [len(piece)]}} for piece in pieces
+            {"logprobs": {"data": finite(piece.ravel().tolist()), "dtype": "float32", "shape": list(piece.shape)}}
+            for piece in pieces
         ],
         "metrics": {name: value for name, value in output.metrics.items() if math.isfinite(value)},
     }

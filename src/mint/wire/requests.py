@@ -132,12 +132,15 @@ class NumberedRequest(ModelRequest):
 
 
 class AdamParams(WireModel):
-    """Settings of one AdamW step; a `grad_clip_norm` of 0 or less means no clipping."""
+    """Settings of one AdamW step; a `grad_clip_norm` of 0 or less means no clipping.
+
+    An `eps` that float32 has no use for is refused: a weight without gradient would be divided 0 by 0.
+    """
 
     learning_rate: NotNegative = 1e-4
     beta1: Decay = 0.9
     beta2: Decay = 0.95
-    eps: NotNegative = 1e-12
+    eps: Annotated[float, Field(strict=True, ge=1e-38, le=FLOAT32_MAX, allow_inf_nan=False)] = 1e-12
     weight_decay: NotNegative = 0.0
     grad_clip_norm: Annotated[float, Field(strict=True, le=FLOAT32_MAX, allow_inf_nan=False)] = 0.0
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -163,7 +164,16 @@ def numbers(values: object, dtype: np.dtype[Any], where: str) -> Array:
 
 
 def batched_tensor(arrays: Sequence[npt.NDArray[np.float32]]) -> pb.BatchedTensor:
-    """One float32 field of all datums, each one-dimensional."""
+    """One float32 field of one or more datums, (N,) each or (N, K) each with the same K."""
     offsets = np.cumsum([0] + [array.nbytes for array in arrays], dtype="<i8")
-    data = np.concatenate(arrays).astype("<f4", copy=False).tobytes() if arrays else b""
-    return pb.BatchedTensor(data=data, offsets=offsets.tobytes(), dtype=pb.DTYPE_FLOAT32)
+    data = np.concatenate(arrays).astype("<f4", copy=False).tobytes()
+    return pb.BatchedTensor(
+        data=data, offsets=offsets.tobytes(), dtype=pb.DTYPE_FLOAT32, trailing_shape=arrays[0].shape[1:]
+    )
+
+
+def unbatched(field: pb.BatchedTensor) -> list[npt.NDArray[np.float32]]:
+    """The datums' arrays of such a field."""
+    values = np.frombuffer(field.data, "<f4")
+    borders = np.frombuffer(field.offsets, "<i8") // 4
+    return [values[start:stop].reshape(-1, *field.trailing_shape) for start, stop in pairwise(borders)]
