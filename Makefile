@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install quickstart test lint types format test-slow tiny model-card proto bench bench-training bench-gpu clean
+.PHONY: help install quickstart test lint types format test-slow test-gpu tiny model-card proto bench bench-training bench-gpu clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -31,7 +31,7 @@ quickstart: $(STAMP) ## Watch the built-in model learn, by SFT and then by RL
 	@$(BIN)/mint run examples/quickstart.py
 
 test: lint types $(STAMP) ## Lint, types and tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow and not gpu"
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
@@ -46,6 +46,9 @@ format: $(STAMP) ## Let ruff mend what it can
 
 test-slow: $(STAMP) ## The tests that take longer
 	$(BIN)/python -m pytest -m slow
+
+test-gpu: $(STAMP) ## The tests that need a CUDA device
+	$(BIN)/python -m pytest -m gpu
 
 tiny: $(STAMP) ## Train the built-in base model again (about 40 minutes on 2 cores)
 	$(BIN)/python -m mint.tiny.recipe

@@ -148,6 +148,7 @@ METHODS: dict[str, Case] = {
 }
 FUNCTIONS: dict[str, Case] = {
     "rsub": lambda x, o, m, i, s: torch.rsub(x, o, alpha=2),
+    "div": lambda x, o, m, i, s: torch.div(x, o, rounding_mode=None) + x.div(0.3, rounding_mode="trunc").detach(),
     "std_mean": lambda x, o, m, i, s: torch.std_mean(x)[0] * torch.std_mean(x)[1],
     "var_mean": lambda x, o, m, i, s: torch.var_mean(x, correction=0)[0],
     "reshape": lambda x, o, m, i, s: torch.reshape(x, (2, 3)),

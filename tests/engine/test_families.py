@@ -52,7 +52,7 @@ SIZES: dict[str, Any] = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 256,
-    "initializer_range": 0.2,
+    "initializer_range": 0.1,
     "bos_token_id": 0,
     "eos_token_id": 2,
     "pad_token_id": 0,
@@ -86,12 +86,12 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 def expected(folder: Path, driver: EngineDriver, run: str, data: tuple[Datum, ...]) -> tuple[list[np.ndarray], Any]:
-    model = MergedModel(folder, trainable(driver, run))
+    model = MergedModel(folder, trainable(driver, run), torch.float64)
     logprobs = [model.logprobs(datum) for datum in data]
     losses = [-(torch.from_numpy(d.loss_inputs["weights"]) * p).sum() for d, p in zip(data, logprobs, strict=True)]
     torch.stack(losses).sum().backward()
     assert model.flat is not None
-    return [p.detach().numpy() for p in logprobs], model.flat.grad
+    return [p.detach().numpy() for p in logprobs], model.flat.grad.float()
 
 
 def clear(driver: EngineDriver) -> None:

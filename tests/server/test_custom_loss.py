@@ -15,6 +15,7 @@ import mint
 from mint import types
 from mint.engine.core import ForwardBackward
 from mint.engine.loss_graph import LossGraph
+from mint.tiny import NAME
 from mint.wire import messages_pb2 as pb
 from tests.engine.custom_losses import encoded
 
@@ -274,6 +275,18 @@ def test_the_loss_falls_and_chunks_are_one_batch(alice: mint.ServiceClient) -> N
     alice.holder._client_config = config
     assert losses == sorted(losses, reverse=True)
     assert means == sorted(means)
+
+
+def test_a_forward_pass_has_the_loss_and_no_gradients(alice: mint.ServiceClient) -> None:
+    run, plain = run_of(alice), run_of(alice)
+    handle = create(alice, weighted, **RANKS)
+    forward = run.forward(hinge_batch(0), "custom", {"loss_id": handle.loss_id}).result(SECONDS)
+    backward(run, batch(0))
+    backward(plain, batch(0))
+    assert step(run)["grad_norm"] == pytest.approx(step(plain)["grad_norm"], rel=1e-5)
+    result = alice.create_lora_training_client(NAME, rank=4, seed=7).result(SECONDS)
+    expected = result.forward_backward_custom(hinge_batch(0), handle).result(SECONDS)
+    assert forward.metrics == pytest.approx(expected.metrics, rel=1e-4)
 
 
 def test_a_loss_over_several_targets(alice: mint.ServiceClient) -> None:

@@ -6,7 +6,7 @@ from time import time
 from typing import Any
 
 from mint.store import repository
-from mint.store.schema import Checkpoint, Run, Sampler, Session
+from mint.store.schema import Checkpoint, CustomLoss, Run, Sampler, Session
 
 from .conftest import Transact
 from .rows import checkpoint, insert_run, run, sampler, session
@@ -20,6 +20,15 @@ def test_rows_come_back(transact: Transact[Any]) -> None:
     assert transact(lambda c: repository.find(c, Session, session_id="s")).user_metadata == {"x": [1, None]}
     assert transact(lambda c: repository.find(c, Run, run_id="s:train:0")) == run(lora_seed=2**62)
     assert transact(lambda c: repository.find(c, Run, run_id="other")) is None
+
+
+def test_a_custom_loss_comes_back(transact: Transact[Any]) -> None:
+    graph = {"format": 1, "inputs": [{"name": "logprobs", "rank": 1}], "nodes": [{"args": [{"float": "inf"}, 0.1, None]}]}
+    loss = CustomLoss("s:loss:0", "s", "me", "<lambda>", graph, 1.0)
+    transact(lambda c: repository.insert(c, session()))
+    transact(lambda c: repository.insert(c, loss))
+    assert transact(lambda c: repository.find(c, CustomLoss, loss_id="s:loss:0")) == loss
+    assert transact(lambda c: repository.find(c, CustomLoss, loss_id="s:loss:1")) is None
 
 
 def test_a_session_is_told_by_its_idempotency_key(transact: Transact[Any]) -> None:

@@ -101,6 +101,14 @@ def _where_method(self: Tensor, condition: Tensor, other: Any) -> Tensor:
     return torch.where(condition, self, other)
 
 
+def _divide(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
+    whole = not any(isinstance(o, float) or (isinstance(o, Tensor) and o.is_floating_point()) for o in (input, other))
+    if rounding_mode == "trunc" and whole:
+        # the smallest whole number divided so by -1 is a trap of the processor, which ends the process
+        raise TypeError("takes no rounding_mode 'trunc' of whole numbers; 'floor' is allowed")
+    return torch.div(input, other, rounding_mode=rounding_mode)
+
+
 def _to(self: Tensor, *args: Any, dtype: torch.dtype | None = None, other: Tensor | None = None) -> Tensor:
     """Another dtype; devices are left alone."""
     for argument in (*args, other, dtype):
@@ -179,6 +187,7 @@ def get_attribute(value: Any, name: str) -> Any:
 
 OWN: Mapping[str, Function] = {
     **INDEXING,
+    **dict.fromkeys(("torch.div", "torch.divide", "Tensor.div", "Tensor.divide"), _divide),
     **dict.fromkeys(("torch.repeat_interleave", "Tensor.repeat_interleave"), _repeat_interleave),
     **dict.fromkeys(("torch.quantile", "Tensor.quantile"), _quantile(torch.quantile)),
     **dict.fromkeys(("torch.nanquantile", "Tensor.nanquantile"), _quantile(torch.nanquantile)),

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from mint.models import flash
-from mint.models.flash import Answer, Attend, Block
+from mint.models.flash import Answer, Attend, Block, Ragged
 
 ATTENTION_NAME = "mint"
 
@@ -70,8 +70,7 @@ class Run:
 
     def of(self, batch: Tensor) -> Tensor:
         """(T, …) → (count, length, …)."""
-        rows = batch[self.rows]
-        return rows.view(self.count, self.length, *rows.shape[1:])
+        return batch[self.rows].unflatten(0, (self.count, self.length))  # type: ignore[no-any-return, no-untyped-call]
 
 
 class PackedCausal:
@@ -87,13 +86,34 @@ class PackedCausal:
     """
 
     def __init__(self, lengths: Sequence[int], prefixes: Sequence[Prefix] = ()) -> None:
-        self.runs = list(_runs(lengths))
         self.prefixes = list(prefixes)
+        self._lengths = lengths
+        self._runs = list(_runs(lengths))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attend) -> Tensor:  # noqa: ARG002
         """See `AttentionPlan`."""
         out: Tensor = _PackedAttention.apply(query, key, value, self, how)  # type: ignore[no-untyped-call]
         return out
+
+    def forward(self, block: Block, how: Attend) -> Answer:
+        """Within each stretch alone."""
+        if flash.is_ragged(block.query):
+            ragged = Ragged.of(self._lengths, block.query.device)
+            return flash.ragged_forward(block, ragged, ragged, how)
+        answers = [flash.forward(Block(*map(run.of, block)), how) for run in self._runs]
+        return Answer(*(_joined(pieces) for pieces in zip(*answers, strict=True)))
+
+    def backward(self, grad: Tensor, block: Block, answer: Answer, how: Attend) -> tuple[Tensor, Tensor, Tensor]:
+        """The gradients of what is within each stretch."""
+        if flash.is_ragged(block.query):
+            ragged = Ragged.of(self._lengths, block.query.device)
+            return flash.ragged_backward(grad, block, answer, (ragged, ragged), how)
+        parts = [
+            flash.backward(run.of(grad), Block(*map(run.of, block)), Answer(*map(run.of, answer)), how)
+            for run in self._runs
+        ]
+        grad_q, grad_k, grad_v = (_joined(pieces) for pieces in zip(*parts, strict=True))
+        return grad_q, grad_k, grad_v
 
 
 def _runs(lengths: Sequence[int]) -> Iterator[Run]:
@@ -113,13 +133,7 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: PackedCausal, how: Attend) -> Tensor:
-        query, key, value = query.contiguous(), key.contiguous(), value.contiguous()
-        out = torch.empty_like(query)
-        lse = query.new_empty(query.shape[:2], dtype=torch.float32)
-        for run in plan.runs:
-            answer = flash.forward(Block(run.of(query), run.of(key), run.of(value)), how)
-            run.of(out).copy_(answer.out)
-            run.of(lse).copy_(answer.lse)
+        out, lse = plan.forward(Block(query, key, value), how)
         for prefix in plan.prefixes:
             answer = flash.forward(prefix.block(query, key, value), how._replace(causal=False))
             _merge(out[prefix.below], lse[prefix.below], answer.out[0], answer.lse[0])
@@ -129,15 +143,10 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grads[0].contiguous()
+        (grad,) = grads
         query, key, value, out, lse = ctx.saved_tensors
         plan: PackedCausal = ctx.plan
-        grad_q, grad_k, grad_v = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        for run in plan.runs:
-            block, answer = Block(run.of(query), run.of(key), run.of(value)), Answer(run.of(out), run.of(lse))
-            parts = flash.backward(run.of(grad), block, answer, ctx.how)
-            for target, part in zip((grad_q, grad_k, grad_v), parts, strict=True):
-                run.of(target).copy_(part)
+        grad_q, grad_k, grad_v = plan.backward(grad, Block(query, key, value), Answer(out, lse), ctx.how)
         for prefix in plan.prefixes:
             answer = Answer(out[None, prefix.below], lse[None, prefix.below])
             block = prefix.block(query, key, value)
@@ -146,6 +155,12 @@ class _PackedAttention(torch.autograd.Function):
             grad_k[prefix.own] += k[0]
             grad_v[prefix.own] += v[0]
         return grad_q, grad_k, grad_v, None, None
+
+
+def _joined(pieces: Sequence[Tensor]) -> Tensor:
+    """(count, length, …) of each run → (T, …)."""
+    flat = [piece.flatten(0, 1) for piece in pieces]
+    return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
 def _merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:

@@ -8,7 +8,9 @@ Shapes: C independent blocks, n queries, m keys, H query heads, K key/value head
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -45,19 +47,33 @@ class Attend(NamedTuple):
         return self.window if self.causal and self.window is not None and keys > self.window else None
 
 
+class Ragged(NamedTuple):
+    """Stretches of any length: where each starts and the last one ends, int32 (C + 1,), and the longest's length."""
+
+    borders: Tensor
+    longest: int
+
+    @classmethod
+    def of(cls, lengths: Sequence[int], device: torch.device) -> Ragged:
+        """Stretches of these lengths."""
+        borders = torch.tensor([0, *accumulate(lengths)], dtype=torch.int32, device=device)
+        return cls(borders, max(lengths))
+
+
+def is_ragged(query: Tensor) -> bool:
+    """Whether stretches of different lengths cost one call: CUDA's fused operator takes them as they are."""
+    return query.is_cuda and query.dtype in HALF_TYPES
+
+
 def forward(block: Block, how: Attend) -> Answer:
     """Softmax attention within each block."""
-    query, key, value = block
-    window = how.narrow(key.shape[1])
-    if query.is_cuda and query.dtype in HALF_TYPES:
-        left, right = (-1, -1) if window is None else (window - 1, 0)
-        out, lse, *_ = torch.ops.aten._flash_attention_forward(
-            query, key, value, None, None, query.shape[1], key.shape[1], 0.0, how.causal, False,
-            scale=how.scale, window_size_left=left, window_size_right=right,
-        )  # fmt: skip
-        return Answer(out, lse.transpose(1, 2))
-    mask = None if window is None else _band(key.shape[1], window, query.dtype, query.device)
-    if query.is_cuda:
+    if is_ragged(block.query):
+        count = len(block.query)
+        sides = [Ragged.of([t.shape[1]] * count, t.device) for t in block[:2]]
+        flat = ragged_forward(Block(*(t.flatten(0, 1) for t in block)), sides[0], sides[1], how)
+        return Answer(*(t.view(count, -1, *t.shape[1:]) for t in flat))
+    mask = _mask(block, how)
+    if block.query.is_cuda:
         return _plain_forward(block, how, mask)
     q, k, v = (t.transpose(1, 2) for t in block)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
@@ -71,25 +87,58 @@ def backward(grad: Tensor, block: Block, answer: Answer, how: Attend) -> tuple[T
 
     `grad` (C, n, H, D) is that of the outputs. Where `answer` is over more keys than the block's, these are its share.
     """
-    query, key, value = block
-    window = how.narrow(key.shape[1])
-    if query.is_cuda and query.dtype in HALF_TYPES:
-        left, right = (-1, -1) if window is None else (window - 1, 0)
-        rng = torch.zeros(2, dtype=torch.uint64, device=query.device)  # of a dropout that there is not
-        grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
-            grad, query, key, value, answer.out, answer.lse.transpose(1, 2).contiguous(), None, None, query.shape[1],
-            key.shape[1], 0.0, how.causal, rng, rng.new_empty(0),
-            scale=how.scale, window_size_left=left, window_size_right=right,
-        )  # fmt: skip
-        return grads
-    mask = None if window is None else _band(key.shape[1], window, query.dtype, query.device)
-    if query.is_cuda:
+    if is_ragged(block.query):
+        count = len(block.query)
+        sides = [Ragged.of([t.shape[1]] * count, t.device) for t in block[:2]]
+        flat_block, flat_answer = Block(*(t.flatten(0, 1) for t in block)), Answer(*(t.flatten(0, 1) for t in answer))
+        flat = ragged_backward(grad.flatten(0, 1), flat_block, flat_answer, (sides[0], sides[1]), how)
+        grad_q, grad_k, grad_v = (t.view(count, -1, *t.shape[1:]) for t in flat)
+        return grad_q, grad_k, grad_v
+    mask = _mask(block, how)
+    if block.query.is_cuda:
         return _plain_backward(grad, block, answer, how, mask)
     g, q, k, v, o, s = (t.transpose(1, 2) for t in (grad, *block, *answer))
     grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
         g, q, k, v, o, s, 0.0, how.causal and mask is None, attn_mask=mask, scale=how.scale
     )
     return grad_q.transpose(1, 2), grad_k.transpose(1, 2), grad_v.transpose(1, 2)
+
+
+def ragged_forward(block: Block, queries: Ragged, keys: Ragged, how: Attend) -> Answer:
+    """`forward` of stretches of any length without the axis C, where `is_ragged`."""
+    left, right = _sides(how, keys)
+    out, lse, *_ = torch.ops.aten._flash_attention_forward(
+        *block, queries.borders, keys.borders, queries.longest, keys.longest, 0.0, how.causal, False,
+        scale=how.scale, window_size_left=left, window_size_right=right,
+    )  # fmt: skip
+    return Answer(out, lse.T.contiguous())
+
+
+def ragged_backward(
+    grad: Tensor, block: Block, answer: Answer, sides: tuple[Ragged, Ragged], how: Attend
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`backward` of what `ragged_forward` takes; `sides` are the queries' stretches and the keys'."""
+    queries, keys = sides
+    left, right = _sides(how, keys)
+    seed = torch.zeros(2, dtype=torch.uint64, device=grad.device)  # of a dropout that there is not
+    grads: tuple[Tensor, Tensor, Tensor] = torch.ops.aten._flash_attention_backward(
+        grad.contiguous(), *block, answer.out, answer.lse.T.contiguous(), queries.borders, keys.borders,
+        queries.longest, keys.longest, 0.0, how.causal, seed, grad.new_empty(0),
+        scale=how.scale, window_size_left=left, window_size_right=right,
+    )  # fmt: skip
+    return grads
+
+
+def _sides(how: Attend, keys: Ragged) -> tuple[int, int]:
+    """How far a query sees to both sides; −1 is without limit."""
+    window = how.narrow(keys.longest)
+    return (-1, -1) if window is None else (window - 1, 0)
+
+
+def _mask(block: Block, how: Attend) -> Tensor | None:
+    keys = block.key.shape[1]
+    window = how.narrow(keys)
+    return None if window is None else _band(keys, window, block.query.dtype, block.query.device)
 
 
 @lru_cache(maxsize=2)

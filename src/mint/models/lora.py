@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate, groupby
 from typing import Any, Literal, Protocol, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from mint.models.products import linear, linear_backward
+from mint.models.products import linear, linear_backward_all
 
 SiteKind = Literal["attn", "mlp", "unembed"]
 
@@ -43,17 +43,26 @@ class LinearSite:
     group: int
 
 
+def columns_of(sizes: Sequence[int]) -> tuple[slice, ...]:
+    """Where outputs of these sizes lie when they stand next to each other."""
+    return tuple(slice(stop - size, stop) for stop, size in zip(accumulate(sizes), sizes, strict=True))
+
+
 @dataclass(frozen=True)
 class GroupWeights:
     """One adapter's factors in one group, views of its flat buffers: `a` (R, I), and `b` one (O, r) for each layer.
 
-    A revision has no gradients.
+    A revision has no gradients. `ranks` tells where each layer's r columns lie in x A.
     """
 
     a: Tensor
     b: tuple[Tensor, ...]
     grad_a: Tensor | None
     grad_b: tuple[Tensor, ...] | None
+    ranks: tuple[slice, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ranks", columns_of([b.shape[1] for b in self.b]))
 
 
 class AdapterSlot(Protocol):
@@ -164,19 +173,16 @@ class SinglePart:
     def _of(self, batch: Tensor) -> Tensor:
         return batch if self.whole else batch[self.rows]
 
-    def _factor(self, factor: Tensor, like: Tensor) -> Tensor:
-        return factor if factor.dtype == like.dtype else factor.to(like.dtype)
-
     def project(self, x: Tensor) -> Tensor:
         """The (n, R) product x A."""
         x = self._of(x)
-        return linear(x, self._factor(self.weights.a, x))
+        return linear(x, self.weights.a.to(x.dtype))
 
     def add_forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y[rows] += scale · (x A) B in place, for each layer; returns the (n, R) product x A for the backward pass."""
         xa, y = self.project(x), self._of(y)
-        for b, columns, ranks in zip(self.weights.b, self.columns, _ranks(self.weights), strict=True):
-            y[:, columns].addmm_(xa[:, ranks], self._factor(b, xa).T, alpha=self.scale)
+        for b, columns, ranks in zip(self.weights.b, self.columns, self.weights.ranks, strict=True):
+            y[:, columns].addmm_(xa[:, ranks], b.to(xa.dtype).T, alpha=self.scale)
         return xa
 
     def add_backward(self, x: Tensor, xa: Tensor, grads: Sequence[Tensor], grad_x: Tensor | None) -> None:
@@ -185,17 +191,16 @@ class SinglePart:
         `grads` has the gradient of each layer's outputs, (T, O).
         """
         weights = self.weights
-        grads = [self._of(grad) for grad in grads]
-        gb = torch.empty_like(xa)
-        for b, grad, ranks in zip(weights.b, grads, _ranks(weights), strict=True):
-            torch.mm(grad, self._factor(b, grad), out=gb[:, ranks])
-        gb.mul_(self.scale)
+        if not self.whole:
+            grads = [grad[self.rows] for grad in grads]
+        pieces = [torch.mm(grad, b.to(grad.dtype)) for grad, b in zip(grads, weights.b, strict=True)]
+        gb = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
         if grad_x is not None:
-            self._of(grad_x).addmm_(gb, self._factor(weights.a, gb))
+            self._of(grad_x).addmm_(gb, weights.a.to(gb.dtype), alpha=self.scale)
         if weights.grad_a is not None and weights.grad_b is not None:
-            add_product(weights.grad_a, gb.T, self._of(x))
-            for grad_b, grad, ranks in zip(weights.grad_b, grads, _ranks(weights), strict=True):
-                add_product(grad_b, grad.T, xa[:, ranks], alpha=self.scale)
+            add_product(weights.grad_a, gb.T, self._of(x), self.scale)
+            for grad_b, grad, ranks in zip(weights.grad_b, grads, weights.ranks, strict=True):
+                add_product(grad_b, grad.T, xa[:, ranks], self.scale)
 
 
 @dataclass(frozen=True)
@@ -219,7 +224,7 @@ class StackedPart:
     def add_forward(self, x: Tensor, y: Tensor) -> Tensor:
         """As `SinglePart.add_forward`; x A is (S, n, R)."""
         xa, y = self.project(x), self._of(y)
-        for layer, (columns, ranks) in enumerate(zip(self.columns, _ranks(self.weights[0]), strict=True)):
+        for layer, (columns, ranks) in enumerate(zip(self.columns, self.weights[0].ranks, strict=True)):
             b = torch.stack([w.b[layer] for w in self.weights]).to(xa.dtype)
             y[:, :, columns].baddbmm_(xa[:, :, ranks], b.mT, alpha=self.scale)
         return xa
@@ -227,7 +232,7 @@ class StackedPart:
     def add_backward(self, x: Tensor, xa: Tensor, grads: Sequence[Tensor], grad_x: Tensor | None) -> None:
         """As `SinglePart.add_backward`."""
         gb = torch.empty_like(xa)
-        for layer, (grad, ranks) in enumerate(zip(grads, _ranks(self.weights[0]), strict=True)):
+        for layer, (grad, ranks) in enumerate(zip(grads, self.weights[0].ranks, strict=True)):
             g = self._of(grad)
             b = torch.stack([w.b[layer] for w in self.weights]).to(g.dtype)
             gb[:, :, ranks] = torch.bmm(g, b).mul_(self.scale)
@@ -245,13 +250,7 @@ class StackedPart:
 Part: TypeAlias = SinglePart | StackedPart
 
 
-def _ranks(weights: GroupWeights) -> Iterator[slice]:
-    """Where each layer's r columns lie in x A."""
-    rank = weights.b[0].shape[1]
-    return (slice(rank * layer, rank * (layer + 1)) for layer in range(len(weights.b)))
-
-
-def add_product(target: Tensor, left: Tensor, right: Tensor, alpha: float = 1.0) -> None:
+def add_product(target: Tensor, left: Tensor, right: Tensor, alpha: float) -> None:
     """Target += alpha · left @ right, where target is float32 and the factors may be narrower."""
     if left.dtype == target.dtype:
         target.addmm_(left, right, alpha=alpha)
@@ -282,6 +281,11 @@ class FrozenGroup:
     weight: Tensor
     bias: Tensor | None
     columns: tuple[slice, ...]
+    weights: tuple[Tensor, ...] = field(init=False)
+    """The weight of each layer, (O, I)."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "weights", tuple(self.weight[columns] for columns in self.columns))
 
     def product(self, x: Tensor, active: ActiveSegments, current: Sequence[Stretch]) -> tuple[Tensor, ...]:
         """What each layer makes of x (T, I), whose rows `current` divides between adapters."""
@@ -290,11 +294,6 @@ class FrozenGroup:
         anchor = active.anchor if parts else None
         outputs: tuple[Tensor, ...] = _GroupProduct.apply(x, self, parts, anchor)  # type: ignore[no-untyped-call]
         return outputs
-
-
-def columns_of(sizes: Sequence[int]) -> tuple[slice, ...]:
-    """Where outputs of these sizes lie when they stand next to each other."""
-    return tuple(slice(stop - size, stop) for stop, size in zip(accumulate(sizes), sizes, strict=True))
 
 
 class LinearGroup:
@@ -341,7 +340,7 @@ class LoraLinear(nn.Module):
     def __init__(self, base: nn.Linear, group: LinearGroup, layer: int) -> None:
         super().__init__()
         # a view of the group's: the base model's own copy is freed
-        self.weight = nn.Parameter(group.frozen.weight[group.frozen.columns[layer]], requires_grad=False)
+        self.weight = nn.Parameter(group.frozen.weights[layer], requires_grad=False)
         self.bias: Tensor | None = base.bias
         self.in_features = base.in_features
         self.out_features = base.out_features
@@ -374,11 +373,7 @@ class _GroupProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *projected = ctx.saved_tensors
         group: FrozenGroup = ctx.group
-        grad_x = None
-        if ctx.needs_input_grad[0]:
-            for columns, grad in zip(group.columns, grads, strict=True):
-                share = linear_backward(grad, group.weight[columns])
-                grad_x = share if grad_x is None else grad_x.add_(share)
+        grad_x = linear_backward_all(grads, group.weights) if ctx.needs_input_grad[0] else None
         for part, xa in zip(ctx.parts, projected, strict=True):
             part.add_backward(x, xa, grads, grad_x)
         return grad_x, None, None, None
