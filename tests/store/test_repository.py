@@ -23,7 +23,11 @@ def test_rows_come_back(transact: Transact[Any]) -> None:
 
 
 def test_a_custom_loss_comes_back(transact: Transact[Any]) -> None:
-    graph = {"format": 1, "inputs": [{"name": "logprobs", "rank": 1}], "nodes": [{"args": [{"float": "inf"}, 0.1, None]}]}
+    graph = {
+        "format": 1,
+        "inputs": [{"name": "logprobs", "rank": 1}],
+        "nodes": [{"args": [{"float": "inf"}, 0.1, None]}],
+    }
     loss = CustomLoss("s:loss:0", "s", "me", "<lambda>", graph, 1.0)
     transact(lambda c: repository.insert(c, session()))
     transact(lambda c: repository.insert(c, loss))

@@ -373,7 +373,8 @@ class GraphPart:
         try:
             loss, metrics = run_graph(self._graph, logprobs.view(inputs["target_tokens"].shape), inputs)
         except BadRequestError as error:
-            raise BadRequestError(f"{error} (in data[{item.index}])", datum=item.index) from error
+            error.args, error.datum = (f"{error}; this is for data[{item.index}]",), item.index
+            raise
         self._tally.loss += float(loss.detach())
         for name, value in metrics.items():
             self._tally.note(name, float(value), 1.0 if name.endswith(":mean") else 0.0)

@@ -18,6 +18,7 @@ from mint.models.experts import EXPERTS_NAME, adapt_experts, is_experts
 from mint.models.logprobs import UnembeddingHead
 from mint.models.lora import ActiveSegments, LinearGroup, LinearSite, LoraLinear, Segment, SiteKind
 from mint.models.norms import replace_norms
+from mint.models.products import PACKED_BYTES, can_pack
 from mint.models.threads import Threads
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -47,10 +48,11 @@ class CausalLM:
         self.config = model.config
         self.narrowest_window = _narrowest_window(model.config)
         self.num_parameters: int = sum(p.numel() for p in model.parameters())
-        self.sites: tuple[LinearSite, ...] = tuple(_adapt(model, self._active))
+        packed = _is_worth_packing(model)
+        self.sites: tuple[LinearSite, ...] = tuple(_adapt(model, self._active, packed=packed))
         unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._threads = Threads(2 * self.num_parameters / len(self.sites))
-        self.head = UnembeddingHead(unembedding, self.sites[-1].group)
+        self.head = UnembeddingHead(unembedding, self.sites[-1].group, packed=packed)
 
     @property
     def device(self) -> torch.device:
@@ -114,7 +116,12 @@ def _narrowest_window(config: Any) -> int | None:
     return window if isinstance(window, int) else None
 
 
-def _adapt(model: PreTrainedModel, active: ActiveSegments) -> Iterator[LinearSite]:
+def _is_worth_packing(model: PreTrainedModel) -> bool:
+    weights = [weight for weight in model.parameters() if weight.ndim > 1]
+    return all(map(can_pack, weights)) and sum(weight.nbytes for weight in weights) <= PACKED_BYTES
+
+
+def _adapt(model: PreTrainedModel, active: ActiveSegments, *, packed: bool) -> Iterator[LinearSite]:
     """Make the decoder's linear layers and experts accept adapters; the unembedding comes last and stays as it is."""
     unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
     modules = dict(model.named_modules())
@@ -124,7 +131,7 @@ def _adapt(model: PreTrainedModel, active: ActiveSegments) -> Iterator[LinearSit
         raise ModelLoadError(f"{type(model).__name__} has no linear layers that LoRA could adapt")
     index = group = 0
     for names in _groups(layers):
-        product = LinearGroup([layers[name] for name in names], group, active)
+        product = LinearGroup([layers[name] for name in names], group, active, packed=packed)
         for layer, name in enumerate(names):
             yield _site(index, name, layers[name], group)
             parent, _, child = name.rpartition(".")
@@ -132,7 +139,7 @@ def _adapt(model: PreTrainedModel, active: ActiveSegments) -> Iterator[LinearSit
             index += 1
         group += 1
     for name, module in experts.items():
-        for site in adapt_experts(name, module, index, group, active):
+        for site in adapt_experts(name, module, (index, group), active, packed=packed):
             yield site
             index, last = site.index + 1, site.group
         group = last + 1

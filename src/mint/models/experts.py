@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface
 
 from mint.errors import ModelLoadError
-from mint.models.lora import ActiveSegments, FrozenGroup, LinearSite, columns_of, selected, stretches
+from mint.models.lora import ActiveSegments, FrozenGroup, LinearSite, selected, stretches
 
 EXPERTS_NAME = "mint"
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -31,16 +31,16 @@ class AdaptedExperts:
         group: the number of the first of its groups; every expert has two.
     """
 
-    def __init__(self, module: Any, group: int, active: ActiveSegments) -> None:
+    def __init__(self, module: Any, group: int, active: ActiveSegments, *, packed: bool) -> None:
         self._module = module
         self._active = active
         width = module.down_proj.shape[2]
         self._up = [
-            FrozenGroup(group + 2 * expert, weight, None, columns_of([width, width]))
+            FrozenGroup(group + 2 * expert, weight, None, [width, width], packed=packed)
             for expert, weight in enumerate(module.gate_up_proj.detach())
         ]
         self._down = [
-            FrozenGroup(group + 2 * expert + 1, weight, None, columns_of([len(weight)]))
+            FrozenGroup(group + 2 * expert + 1, weight, None, [len(weight)], packed=packed)
             for expert, weight in enumerate(module.down_proj.detach())
         ]
 
@@ -61,12 +61,19 @@ class AdaptedExperts:
         return out
 
 
-def adapt_experts(name: str, module: nn.Module, index: int, group: int, active: ActiveSegments) -> Iterator[LinearSite]:
-    """Make the experts of one layer accept adapters; their sites count from `index` on, their groups from `group` on.
+def adapt_experts(
+    name: str, module: nn.Module, start: tuple[int, int], active: ActiveSegments, *, packed: bool
+) -> Iterator[LinearSite]:
+    """Make the experts of one layer accept adapters.
+
+    Args:
+        start: the number of the first of their sites, and of the first of their groups.
+        packed: see `Product`.
 
     Raises:
         ModelLoadError: they compute something else than plain gated MLPs.
     """
+    index, group = start
     gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
     plain = (
         isinstance(gate_up, Tensor)
@@ -78,7 +85,7 @@ def adapt_experts(name: str, module: nn.Module, index: int, group: int, active: 
         raise ModelLoadError(f"{type(module).__name__} has experts that are no plain gated MLPs, which is not served")
     assert gate_up is not None
     assert down is not None
-    module.mint = AdaptedExperts(module, group, active)  # type: ignore[assignment]
+    module.mint = AdaptedExperts(module, group, active, packed=packed)  # type: ignore[assignment]
     width, hidden = down.shape[2], down.shape[1]
     sizes = dict(zip(PROJECTIONS, ((hidden, width), (hidden, width), (width, hidden)), strict=True))
     for expert in range(len(down)):

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mint.models.lora import Segment, low_rank_parts, selected, stretches
-from mint.models.products import linear, linear_backward
+from mint.models.products import Product
 
 CHUNK_ELEMENTS = 8 << 20
 """Logits computed at a time on a CPU: 32 MiB in float32, which its last cache holds."""
@@ -79,9 +79,11 @@ class Rows:
 class UnembeddingHead:
     """The last linear layer, with the adapters of a batch, as logits or as log-probabilities of targets."""
 
-    def __init__(self, layer: nn.Linear, group: int) -> None:
+    def __init__(self, layer: nn.Linear, group: int, *, packed: bool = False) -> None:
         self._layer = layer
         self._group = group
+        self._forward = Product(layer.weight, layer.bias, packed=packed)
+        self._backward = Product(layer.weight.t(), packed=packed)
         self._columns = [slice(0, layer.out_features)]
 
     def logits(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
@@ -116,7 +118,7 @@ class UnembeddingHead:
                 chunk = self._chunk(hidden[rows], _clip(segments, rows))
                 seen.append(chunk.logprobs(pairs, mine, rows.start))
                 g = objective.gradient(seen[-1], mine) if gradient is None else gradient[mine]
-                grad_hidden[rows] = self._backward(chunk, pairs, mine, rows.start, g)
+                grad_hidden[rows] = self._backward_chunk(chunk, pairs, mine, rows.start, g)
             return torch.cat(seen), grad_hidden
 
     def reverse_kl(self, student: Rows, reference: Rows, weights: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -154,12 +156,12 @@ class UnembeddingHead:
         return (slice(start, min(num_rows, start + step)) for start in range(0, num_rows, step))
 
     def _chunk(self, hidden: Tensor, segments: Sequence[Segment]) -> _Chunk:
-        logits = linear(hidden, self._layer.weight, self._layer.bias)
+        logits = self._forward(hidden)
         for part in low_rank_parts(stretches(segments), self._group, self._columns):
             part.add_forward(hidden, logits)
         return _Chunk(hidden, segments, logits.float())
 
-    def _backward(self, chunk: _Chunk, pairs: Pairs, mine: slice, offset: int, grad: Tensor) -> Tensor:
+    def _backward_chunk(self, chunk: _Chunk, pairs: Pairs, mine: slice, offset: int, grad: Tensor) -> Tensor:
         """The gradient (n, E) of the chunk's hidden states; adds those of its adapters."""
         rows, targets = pairs.rows[mine] - offset, pairs.targets[mine]
         if not pairs.one_each:
@@ -181,7 +183,7 @@ class UnembeddingHead:
     def _backward_logits(self, hidden: Tensor, segments: Sequence[Segment], grad_logits: Tensor) -> Tensor:
         """(n, E) and (n, V) → (n, E); adds the gradients of the adapters' factors."""
         grad_logits = grad_logits.to(self._layer.weight.dtype)
-        grad_hidden = linear_backward(grad_logits, self._layer.weight)
+        grad_hidden = self._backward(grad_logits)
         for part in low_rank_parts(stretches(segments), self._group, self._columns):
             part.add_backward(hidden, part.project(hidden), [grad_logits], grad_hidden)
         return grad_hidden

@@ -20,7 +20,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mint.models.products import linear, linear_backward_all
+from mint.models.products import Product, linear
 
 SiteKind = Literal["attn", "mlp", "unembed"]
 
@@ -273,19 +273,21 @@ def low_rank_parts(active: Sequence[Stretch], group: int, columns: Sequence[slic
     return parts
 
 
-@dataclass(frozen=True)
 class FrozenGroup:
-    """The base weights of a group: `weight` (ΣO, I) and `bias` (ΣO,), of which each layer has some `columns`."""
+    """The base weights of a group, `weight` (ΣO, I) and `bias` (ΣO,), of which each layer has some `columns`.
 
-    index: int
-    weight: Tensor
-    bias: Tensor | None
-    columns: tuple[slice, ...]
-    weights: tuple[Tensor, ...] = field(init=False)
-    """The weight of each layer, (O, I)."""
+    Args:
+        index: the group's number.
+        sizes: O of each layer.
+        packed: see `Product`.
+    """
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "weights", tuple(self.weight[columns] for columns in self.columns))
+    def __init__(self, index: int, weight: Tensor, bias: Tensor | None, sizes: Sequence[int], *, packed: bool) -> None:
+        self.index = index
+        self.columns = columns_of(sizes)
+        self.weights = tuple(weight[columns] for columns in self.columns)
+        self.forward = Product(weight, bias, packed=packed)
+        self._backward = [Product(layer.t(), packed=packed) for layer in self.weights]
 
     def product(self, x: Tensor, active: ActiveSegments, current: Sequence[Stretch]) -> tuple[Tensor, ...]:
         """What each layer makes of x (T, I), whose rows `current` divides between adapters."""
@@ -295,6 +297,13 @@ class FrozenGroup:
         outputs: tuple[Tensor, ...] = _GroupProduct.apply(x, self, parts, anchor)  # type: ignore[no-untyped-call]
         return outputs
 
+    def backward(self, grads: Sequence[Tensor]) -> Tensor:
+        """The gradient of x (T, I), from those of the layers' outputs."""
+        first, *others = (product(grad) for product, grad in zip(self._backward, grads, strict=True))
+        for other in others:
+            first.add_(other)
+        return first
+
 
 class LinearGroup:
     """Frozen linear layers of one input, with their weights below each other as one matrix.
@@ -302,12 +311,11 @@ class LinearGroup:
     The layers are asked one after the other, by transformers' modules; the first one that is asked computes them all.
     """
 
-    def __init__(self, layers: Sequence[nn.Linear], index: int, active: ActiveSegments) -> None:
-        columns = columns_of([layer.out_features for layer in layers])
+    def __init__(self, layers: Sequence[nn.Linear], index: int, active: ActiveSegments, *, packed: bool) -> None:
         weights = [layer.weight.detach() for layer in layers]
-        self.frozen = FrozenGroup(
-            index, torch.cat(weights) if len(layers) > 1 else weights[0], _joined_bias(layers), columns
-        )
+        weight = torch.cat(weights) if len(layers) > 1 else weights[0]
+        sizes = [layer.out_features for layer in layers]
+        self.frozen = FrozenGroup(index, weight, _joined_bias(layers), sizes, packed=packed)
         self._active = active
         self._input: Tensor | None = None
         self._outputs: list[Tensor | None] = []
@@ -363,7 +371,7 @@ class _GroupProduct(torch.autograd.Function):
         parts: list[Part],
         anchor: Tensor | None,  # noqa: ARG004  # see ActiveSegments
     ) -> tuple[Tensor, ...]:
-        y = linear(x, group.weight, group.bias)
+        y = group.forward(x)
         projected = [part.add_forward(x, y) for part in parts]
         ctx.save_for_backward(x, *projected)
         ctx.group, ctx.parts = group, parts
@@ -373,7 +381,7 @@ class _GroupProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *projected = ctx.saved_tensors
         group: FrozenGroup = ctx.group
-        grad_x = linear_backward_all(grads, group.weights) if ctx.needs_input_grad[0] else None
+        grad_x = group.backward(grads) if ctx.needs_input_grad[0] else None
         for part, xa in zip(ctx.parts, projected, strict=True):
             part.add_backward(x, xa, grads, grad_x)
         return grad_x, None, None, None

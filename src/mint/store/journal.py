@@ -4,42 +4,57 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from time import time
+from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, select, update
+from sqlalchemy import Connection, Select, bindparam, select, update
 
 from mint.store.schema import Operation, Status, operations
+
+# statements are built once: that takes longer than running them
+_STORED = [column for column in operations.c if column.name != "payload"]
+_BY_NUMBER = select(*_STORED).where(
+    operations.c.stream == bindparam("stream_"), operations.c.seq_id == bindparam("seq_id_")
+)
+_BY_ID = select(*_STORED).where(operations.c.request_id == bindparam("request_id_"))
+_INSERT = operations.insert()
+_FINISH = (
+    update(operations)
+    .where(operations.c.request_id == bindparam("request_id_"))
+    .values({name: bindparam(name) for name in ("status", "result_type", "result", "finished_at")})
+)
 
 
 def known(connection: Connection, stream: str, seq_id: int) -> Operation | None:
     """The operation that a stream already has under this number, without its payload."""
-    return _without_payload(connection, operations.c.stream == stream, operations.c.seq_id == seq_id)
+    return _without_payload(connection, _BY_NUMBER, {"stream_": stream, "seq_id_": seq_id})
 
 
 def append(connection: Connection, operation: Operation) -> Operation:
     """Journal a request, or return the one its stream has under this number already: this is a retry."""
     if (first := known(connection, operation.stream, operation.seq_id)) is not None:
         return first
-    connection.execute(operations.insert(), asdict(operation))
+    insert(connection, operation)
     return operation
+
+
+def insert(connection: Connection, operation: Operation) -> None:
+    """Journal a request whose number is not known yet."""
+    connection.execute(_INSERT, asdict(operation))
 
 
 def finish(connection: Connection, request_id: str, status: Status, result_type: str, result: bytes) -> None:
     """Write a result."""
-    connection.execute(
-        update(operations)
-        .where(operations.c.request_id == request_id)
-        .values(status=status, result_type=result_type, result=result, finished_at=time())
-    )
+    values = {"status": status, "result_type": result_type, "result": result, "finished_at": time()}
+    connection.execute(_FINISH, {"request_id_": request_id, **values})
 
 
 def find(connection: Connection, request_id: str) -> Operation | None:
     """The operation of that id, without its payload."""
-    return _without_payload(connection, operations.c.request_id == request_id)
+    return _without_payload(connection, _BY_ID, {"request_id_": request_id})
 
 
-def _without_payload(connection: Connection, *conditions: ColumnElement[bool]) -> Operation | None:
-    columns = [column for column in operations.c if column.name != "payload"]
-    row = connection.execute(select(*columns).where(*conditions)).one_or_none()
+def _without_payload(connection: Connection, query: Select[Any], key: dict[str, Any]) -> Operation | None:
+    row = connection.execute(query, key).one_or_none()
     return Operation(**row._mapping, payload=b"") if row is not None else None
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from functools import cache
 from time import time
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Table, select, update
+from sqlalchemy import Connection, Select, Table, bindparam, select, update
 
 from mint.store.schema import (
     Checkpoint,
@@ -39,10 +40,14 @@ def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler | C
 
 def find(connection: Connection, kind: type[R], **values: object) -> R | None:
     """The row whose columns have these values, which are a key of its table; None if there is none."""
-    table = TABLES[kind]
-    query = select(table).where(*(table.c[name] == value for name, value in values.items()))
-    row = connection.execute(query).one_or_none()
+    row = connection.execute(_find_query(TABLES[kind], tuple(values)), values).one_or_none()
     return kind(**row._mapping) if row is not None else None
+
+
+@cache
+def _find_query(table: Table, names: tuple[str, ...]) -> Select[Any]:
+    """Built once: that takes longer than running it."""
+    return select(table).where(*(table.c[name] == bindparam(name) for name in names))
 
 
 def touch_session(connection: Connection, session_id: str) -> None:

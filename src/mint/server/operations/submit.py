@@ -76,39 +76,33 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
 async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: str, owner: str) -> Operation:
     request = kind.parse(body, content_type)
     stream, seq_id = kind.stream(request)
-    database = services.database
 
-    def look_up(connection: Connection) -> Operation | dict[str, Any]:
+    def write(connection: Connection) -> tuple[Operation, Command | None]:
         first = journal.known(connection, stream, seq_id)
-        return first if first is not None else kind.resolve(connection, services.catalog, request, owner)
+        if first is not None:
+            return first, None
+        facts = kind.resolve(connection, services.catalog, request, owner)
+        services.catalog.model(facts["model"])
+        operation = Operation(
+            request_id=f"req-{token_hex(12)}",
+            stream=stream,
+            seq_id=seq_id,
+            owner=owner,
+            kind=kind.name,
+            status=Status.PENDING,
+            payload_type=content_type,
+            payload=body,
+            facts=facts,
+            created_at=time(),
+        )
+        command = kind.plan(services.catalog, operation, request)
+        journal.insert(connection, operation)
+        kind.record(connection, operation, request)
+        return operation, command
 
-    found = await database.transaction(look_up)
-    if isinstance(found, Operation):
-        return _retry_of(found, kind, owner)
-    operation = Operation(
-        request_id=f"req-{token_hex(12)}",
-        stream=stream,
-        seq_id=seq_id,
-        owner=owner,
-        kind=kind.name,
-        status=Status.PENDING,
-        payload_type=content_type,
-        payload=body,
-        facts=found,
-        created_at=time(),
-    )
-    services.catalog.model(found["model"])
-    command = kind.plan(services.catalog, operation, request)
-
-    def write(connection: Connection) -> Operation:
-        stored = journal.append(connection, operation)
-        if stored is operation:
-            kind.record(connection, operation, request)
-        return stored
-
-    stored = await database.transaction(write)
-    if stored is not operation:
-        return _retry_of(stored, kind, owner)
+    operation, command = await services.database.transaction(write)
+    if command is None:
+        return _retry_of(operation, kind, owner)
     _dispatch(services, kind, operation, request, command)
     return operation
 
