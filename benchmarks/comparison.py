@@ -18,11 +18,15 @@ console = Console(stderr=True)
 
 @dataclass(frozen=True)
 class Work:
-    """Something to be timed: what it does, how much that is, and how often it is repeated in a round."""
+    """Something to be timed: what it does, how much that is, and how often it is repeated in a round.
+
+    `before` comes in front of each repeat and is not timed.
+    """
 
     amount: float
     run: Callable[[], Any]
     repeats: int = 1
+    before: Callable[[], Any] = lambda: None
 
     def rate(self, threads: int) -> float:
         """Amount per second at the median of the repeats."""
@@ -31,6 +35,7 @@ class Work:
         torch.set_num_threads(threads)  # a small batch of the engine leaves it at one
         seconds = []
         for _ in range(self.repeats):
+            self.before()
             started = time.perf_counter()
             self.run()
             seconds.append(time.perf_counter() - started)

@@ -14,6 +14,7 @@ import numpy as np
 from mint.config import EngineConfig, ModelSource
 from mint.dispatch.local_worker import WORKER_ENVIRONMENT
 from mint.engine.core import (
+    AdamParams,
     Command,
     CreateRun,
     Datum,
@@ -22,6 +23,7 @@ from mint.engine.core import (
     Int64Array,
     LoraShape,
     LossInput,
+    OptimStep,
     Passed,
     Result,
     UnloadRun,
@@ -78,6 +80,10 @@ class InProcess:
     def unload(self, *names: str) -> None:
         """Forget runs."""
         self.execute(*(UnloadRun(name) for name in names))
+
+    def step(self, *names: str) -> None:
+        """An optimizer step of each run, which leaves the weights as they are."""
+        self.execute(*(OptimStep(name, AdamParams(learning_rate=0.0)) for name in names))
 
     def loss(self, *passes: ForwardBackward) -> float:
         """Run passes together; the sum of their losses."""

@@ -149,13 +149,14 @@ def together(
     aim: float,
     repeats: int = 1,
 ) -> Iterator[Comparison]:
-    """A pass of each of several runs, submitted together, against a pass of one run."""
+    """A pass of each of several runs, submitted together, against a pass of one run; each follows an optimizer step."""
     runs = [f"tenant-{place}" for place in range(len(shares))]
     engine.create(RANK, "alone", *runs)
     passes = [ForwardBackward(run, data, "cross_entropy") for run, data in zip(runs, shares, strict=True)]
     single = ForwardBackward("alone", alone, "cross_entropy")
-    ours = Work(sum(map(num_tokens, shares)), lambda: engine.loss(*passes), repeats)
-    baseline = Work(num_tokens(alone), lambda: engine.loss(single), repeats)
+    amount = sum(map(num_tokens, shares))
+    ours = Work(amount, lambda: engine.loss(*passes), repeats, lambda: engine.step(*runs))
+    baseline = Work(num_tokens(alone), lambda: engine.loss(single), repeats, lambda: engine.step("alone"))
     yield Comparison(f"tenants: {name}", "token/s", ours, baseline, aim)
     engine.unload("alone", *runs)
 

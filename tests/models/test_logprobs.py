@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mint.models import logprobs
 from mint.models.logprobs import Pairs, Rows, UnembeddingHead
-from mint.models.lora import GroupWeights, Segment
+from mint.models.segments import ActiveSegments, GroupWeights, Segment
 
 TOKENS, HIDDEN, VOCAB, GROUP = 23, 12, 37, 5
 BOUND = 2e-6
@@ -27,10 +27,25 @@ class Slot:
     weights: GroupWeights | None
     scale: float
     shape: object = None
+    num_bytes: int = 4
 
     def group(self, index: int) -> GroupWeights | None:
         assert index == GROUP
         return self.weights
+
+    def stack(self, others: Sequence[Slot]) -> Stack:
+        return Stack([self, *others])
+
+
+@dataclass
+class Stack:
+    """Copies, without gradients of their own."""
+
+    adapters: Sequence[Slot]
+
+    def group(self, index: int) -> GroupWeights | None:
+        weights = [slot.group(index) for slot in self.adapters]
+        return GroupWeights(torch.stack([w.a for w in weights]), (torch.stack([w.b[0] for w in weights]),), None, None)
 
 
 def make_slot(rank: int, scale: float, *, trainable: bool = True) -> Slot:
@@ -66,6 +81,7 @@ class Case:
     upstream: Tensor = field(default_factory=lambda: torch.randn(TOKENS))
     slots: tuple[Slot, ...] = field(default_factory=lambda: (make_slot(3, 0.5), make_slot(1, 2.0), Slot(None, 1.0)))
     borders: tuple[int, ...] = (7, 10, 20)
+    packed: bool = False
 
     @property
     def segments(self) -> list[Segment]:
@@ -80,7 +96,7 @@ class Case:
 
     @property
     def head(self) -> UnembeddingHead:
-        return UnembeddingHead(self.linear, GROUP)
+        return UnembeddingHead(self.linear, GROUP, ActiveSegments(), packed=self.packed)
 
     def ours(self, *, per_token: bool = True) -> tuple[Tensor, list[Tensor]]:
         """Log-probabilities, and the gradients of hidden states and factors."""
@@ -168,6 +184,10 @@ def test_any_number_of_targets_for_a_token(rows: list[int], chunk: int, per_toke
     with pytest.MonkeyPatch.context() as patched:
         set_rows_of_a_chunk(patched, chunk)
         assert_equals_reference(Case(pairs=pairs, upstream=torch.tensor(upstream)), per_token=per_token)
+
+
+def test_weights_in_a_layout_of_their_own_compute_the_same() -> None:
+    assert_equals_reference(Case(packed=True))
 
 
 def test_short_segments_of_one_shape_run_stacked_and_equal_autograd() -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -20,8 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mint.engine.core import LoraShape
+from mint.engine.pool import Buffers
 from mint.errors import BadRequestError
-from mint.models.lora import GroupWeights, LinearSite
+from mint.models.lora import LinearSite
+from mint.models.segments import AdapterSlot, GroupWeights
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -39,10 +41,11 @@ class Block:
     b_start: int
 
     def factors(self, flat: Tensor) -> tuple[Tensor, Tensor]:
-        """Views A (r, I) and B (O, r) of a flat buffer."""
-        a = flat[self.a_start : self.a_start + self.rank * self.site.in_features]
-        b = flat[self.b_start : self.b_start + self.rank * self.site.out_features]
-        return a.view(self.rank, self.site.in_features), b.view(self.site.out_features, self.rank)
+        """Views A (…, r, I) and B (…, O, r) of a flat buffer (…, num_parameters)."""
+        a = flat[..., self.a_start : self.a_start + self.rank * self.site.in_features]
+        b = flat[..., self.b_start : self.b_start + self.rank * self.site.out_features]
+        above = flat.shape[:-1]
+        return a.view(*above, self.rank, self.site.in_features), b.view(*above, self.site.out_features, self.rank)
 
 
 class AdapterLayout:
@@ -54,7 +57,6 @@ class AdapterLayout:
     def __init__(self, shape: LoraShape, sites: Sequence[LinearSite]) -> None:
         trained = {"attn": shape.train_attn, "mlp": shape.train_mlp, "unembed": shape.train_unembed}
         self.shape = shape
-        self.num_groups = 1 + max(site.group for site in sites)
         self.groups: dict[int, list[Block]] = {}
         start = 0
         for group, members in groupby((site for site in sites if trained[site.kind]), key=lambda site: site.group):
@@ -91,31 +93,74 @@ class Adapter:
 
     Args:
         flat: float32 (layout.num_parameters,), all factors.
-        grads: same shape, for a run in training; None for an immutable revision.
+        buffers: where `flat` and its gradients lie, for a run in training; None for an immutable revision.
     """
 
-    def __init__(self, layout: AdapterLayout, flat: Tensor, grads: Tensor | None = None) -> None:
+    def __init__(self, layout: AdapterLayout, flat: Tensor, buffers: Buffers | None = None) -> None:
         self.layout = layout
         self.flat = flat
         self.scale = layout.shape.scale
-        # the seed does not matter to what can be stacked
-        self.shape: object = replace(layout.shape, seed=None)
-        self._groups: list[GroupWeights | None] = [None] * layout.num_groups
-        for group, blocks in layout.groups.items():
-            a, b = _group_factors(blocks, flat)
-            grad_a, grad_b = _group_factors(blocks, grads) if grads is not None else (None, None)
-            self._groups[group] = GroupWeights(a, b, grad_a, grad_b)
+        self.num_bytes = flat.nbytes
+        # the seed does not matter to what can be stacked; that it lies in one piece of memory does
+        memory = flat.untyped_storage().data_ptr() if buffers is not None else None
+        self.shape: object = replace(layout.shape, seed=None), memory
+        self.gradients = buffers.gradients if buffers is not None else None
+        self._buffers = buffers  # keeps them from being given to another run
+        self._groups = _groups(layout, flat, self.gradients)
 
     def group(self, index: int) -> GroupWeights | None:
         """See `AdapterSlot`."""
-        return self._groups[index]
+        return self._groups.get(index)
+
+    def stack(self, others: Sequence[AdapterSlot]) -> Stack:
+        """See `AdapterSlot`."""
+        return Stack(cast("Sequence[Adapter]", [self, *others]))
 
 
-def _group_factors(blocks: Sequence[Block], flat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Views of a flat buffer: the A factors of a group as one (R, I), and each B (O, r)."""
+class Stack:
+    """Adapters of one shape, side by side; an `AdapterStack` of the models layer.
+
+    Those that lie at equal distances in one piece of memory are read, and their gradients written, where they are. Of
+    others the weights are copied.
+    """
+
+    def __init__(self, adapters: Sequence[Adapter]) -> None:
+        self.adapters: Sequence[AdapterSlot] = adapters
+        layout, weights = adapters[0].layout, [adapter.flat for adapter in adapters]
+        gradients = [adapter.gradients for adapter in adapters if adapter.gradients is not None]
+        flat = _as_one(weights)
+        together = _as_one(gradients) if len(gradients) == len(adapters) and flat is not None else None
+        self._groups = _groups(layout, torch.stack(weights) if flat is None else flat, together)
+
+    def group(self, index: int) -> GroupWeights | None:
+        """See `AdapterStack`."""
+        return self._groups.get(index)
+
+
+def _as_one(tensors: Sequence[Tensor]) -> Tensor | None:
+    """Tensors (size,) as one (S, size) over the same memory, if they lie in order and at equal distances."""
+    first, second = tensors[:2]
+    step = second.storage_offset() - first.storage_offset()
+    start, storage = first.storage_offset(), first.untyped_storage().data_ptr()
+    for place, tensor in enumerate(tensors):
+        if tensor.untyped_storage().data_ptr() != storage or tensor.storage_offset() != start + place * step:
+            return None
+    return first.as_strided((len(tensors), len(first)), (step, 1), start) if step > 0 else None
+
+
+def _groups(layout: AdapterLayout, flat: Tensor, grads: Tensor | None) -> dict[int, GroupWeights]:
+    """The factors of each group, views of flat buffers (…, layout.num_parameters)."""
+    return {
+        group: GroupWeights(*_factors(blocks, flat), *(_factors(blocks, grads) if grads is not None else (None, None)))
+        for group, blocks in layout.groups.items()
+    }
+
+
+def _factors(blocks: Sequence[Block], flat: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """The A factors of a group as one (…, R, I), and each B (…, O, r)."""
     first, width = blocks[0], blocks[0].site.in_features
     rows = sum(block.rank for block in blocks)
-    a = flat[first.a_start : first.a_start + rows * width].view(rows, width)
+    a = flat[..., first.a_start : first.a_start + rows * width].view(*flat.shape[:-1], rows, width)
     return a, tuple(block.factors(flat)[1] for block in blocks)
 
 

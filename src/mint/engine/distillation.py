@@ -21,7 +21,7 @@ from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, pack_shared
 from mint.models.causal_lm import CausalLM
 from mint.models.logprobs import Rows
-from mint.models.lora import Segment
+from mint.models.segments import Segment
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from mint.engine.sampling import draw, uniform
 from mint.errors import BadRequestError, MintError
 from mint.models.causal_lm import CausalLM
 from mint.models.logprobs import Pairs
-from mint.models.lora import Segment
+from mint.models.segments import Segment
 
 
 @dataclass

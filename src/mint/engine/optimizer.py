@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mint.engine.adapters import Adapter, AdapterLayout, load_adapter, save_adapter
 from mint.engine.core import AdamParams, LoraShape
+from mint.engine.pool import pool_of
 from mint.errors import BadRequestError
 from mint.models.lora import LinearSite
 
@@ -26,9 +27,11 @@ class TrainableAdapter:
     """An adapter in training. Gradients accumulate in its buffer until `step`."""
 
     def __init__(self, layout: AdapterLayout, flat: Tensor) -> None:
-        self._parameter = torch.nn.Parameter(flat)
-        self._parameter.grad = torch.zeros_like(flat)
-        self.adapter = Adapter(layout, self._parameter.detach(), self._parameter.grad)
+        buffers = pool_of(flat.device).take(flat.numel())
+        buffers.weights.copy_(flat)
+        self._parameter = torch.nn.Parameter(buffers.weights)
+        self._parameter.grad = buffers.gradients
+        self.adapter = Adapter(layout, buffers.weights, buffers)
         # fused: one pass over the buffer; lr and the rest are set anew at each step
         self._optimizer = torch.optim.AdamW([self._parameter], fused=True)
         self._untouched = True

@@ -18,7 +18,7 @@ from mint.engine.adapters import Adapter
 from mint.engine.core import Int32Array, Int64Array
 from mint.engine.prefixes import Node, common_prefix, forest, lexicographic
 from mint.models.attention import AttentionPlan, PackedCausal, Prefix
-from mint.models.lora import Segment
+from mint.models.segments import Segment
 
 
 class Packable(Protocol):

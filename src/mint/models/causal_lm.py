@@ -16,9 +16,10 @@ from mint.errors import ModelLoadError
 from mint.models.attention import AttentionPlan
 from mint.models.experts import EXPERTS_NAME, adapt_experts, is_experts
 from mint.models.logprobs import UnembeddingHead
-from mint.models.lora import ActiveSegments, LinearGroup, LinearSite, LoraLinear, Segment, SiteKind
+from mint.models.lora import LinearGroup, LinearSite, LoraLinear, SiteKind
 from mint.models.norms import replace_norms
 from mint.models.products import PACKED_BYTES, can_pack
+from mint.models.segments import ActiveSegments, Segment
 from mint.models.threads import Threads
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -52,7 +53,7 @@ class CausalLM:
         self.sites: tuple[LinearSite, ...] = tuple(_adapt(model, self._active, packed=packed))
         unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
         self._threads = Threads(2 * self.num_parameters / len(self.sites))
-        self.head = UnembeddingHead(unembedding, self.sites[-1].group, packed=packed)
+        self.head = UnembeddingHead(unembedding, self.sites[-1].group, self._active, packed=packed)
 
     @property
     def device(self) -> torch.device:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from transformers.integrations.moe import ExpertsInterface
 
 from mint.errors import ModelLoadError
-from mint.models.lora import ActiveSegments, FrozenGroup, LinearSite, selected, stretches
+from mint.models.lora import FrozenGroup, LinearSite
+from mint.models.segments import ActiveSegments, select
 
 EXPERTS_NAME = "mint"
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
@@ -54,7 +55,7 @@ class AdaptedExperts:
         return result
 
     def _expert(self, expert: int, x: Tensor, rows: Tensor) -> Tensor:
-        current = stretches(selected(self._active.segments, rows))
+        current = self._active.stretches(select(self._active.segments, rows))
         gate, up = self._up[expert].product(x, self._active, current)
         activated = self._module.act_fn(gate) * up
         (out,) = self._down[expert].product(activated, self._active, current)

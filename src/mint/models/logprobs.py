@@ -19,8 +19,9 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mint.models.lora import Segment, low_rank_parts, selected, stretches
+from mint.models.lora import low_rank_parts
 from mint.models.products import Product
+from mint.models.segments import ActiveSegments, Segment, clip, select
 
 CHUNK_ELEMENTS = 8 << 20
 """Logits computed at a time on a CPU: 32 MiB in float32, which its last cache holds."""
@@ -79,8 +80,9 @@ class Rows:
 class UnembeddingHead:
     """The last linear layer, with the adapters of a batch, as logits or as log-probabilities of targets."""
 
-    def __init__(self, layer: nn.Linear, group: int, *, packed: bool = False) -> None:
+    def __init__(self, layer: nn.Linear, group: int, active: ActiveSegments, *, packed: bool = False) -> None:
         self._layer = layer
+        self._active = active
         self._group = group
         self._forward = Product(layer.weight, layer.bias, packed=packed)
         self._backward = Product(layer.weight.t(), packed=packed)
@@ -97,7 +99,7 @@ class UnembeddingHead:
             result = hidden.new_empty(len(pairs.targets), dtype=torch.float32)
             for rows in self._row_chunks(len(hidden)):
                 mine = pairs.within(rows.start, rows.stop)
-                chunk = self._chunk(hidden[rows], _clip(segments, rows))
+                chunk = self._chunk(hidden[rows], clip(segments, rows))
                 result[mine] = chunk.logprobs(pairs, mine, rows.start)
             return result
 
@@ -115,7 +117,7 @@ class UnembeddingHead:
             seen = []
             for rows in self._row_chunks(len(hidden)):
                 mine = pairs.within(rows.start, rows.stop)
-                chunk = self._chunk(hidden[rows], _clip(segments, rows))
+                chunk = self._chunk(hidden[rows], clip(segments, rows))
                 seen.append(chunk.logprobs(pairs, mine, rows.start))
                 g = objective.gradient(seen[-1], mine) if gradient is None else gradient[mine]
                 grad_hidden[rows] = self._backward_chunk(chunk, pairs, mine, rows.start, g)
@@ -138,9 +140,9 @@ class UnembeddingHead:
             divergence = torch.empty_like(weights)
             grad_hidden = torch.empty_like(student.hidden)
             for rows in self._row_chunks(len(weights), tensors=2):
-                chunk = self._chunk(student.hidden[rows], _clip(student.segments, rows))
+                chunk = self._chunk(student.hidden[rows], clip(student.segments, rows))
                 log_student = torch.log_softmax(chunk.logits.div_(temperature), dim=1)
-                other = self._chunk(reference.hidden[rows], _clip(reference.segments, rows))
+                other = self._chunk(reference.hidden[rows], clip(reference.segments, rows))
                 difference = log_student - torch.log_softmax(other.logits.div_(temperature), dim=1)
                 probability = log_student.exp_()
                 divergence[rows] = (probability * difference).sum(dim=1)
@@ -157,7 +159,7 @@ class UnembeddingHead:
 
     def _chunk(self, hidden: Tensor, segments: Sequence[Segment]) -> _Chunk:
         logits = self._forward(hidden)
-        for part in low_rank_parts(stretches(segments), self._group, self._columns):
+        for part in low_rank_parts(self._active.stretches(segments), self._group, self._columns):
             part.add_forward(hidden, logits)
         return _Chunk(hidden, segments, logits.float())
 
@@ -184,7 +186,7 @@ class UnembeddingHead:
         """(n, E) and (n, V) → (n, E); adds the gradients of the adapters' factors."""
         grad_logits = grad_logits.to(self._layer.weight.dtype)
         grad_hidden = self._backward(grad_logits)
-        for part in low_rank_parts(stretches(segments), self._group, self._columns):
+        for part in low_rank_parts(self._active.stretches(segments), self._group, self._columns):
             part.add_backward(hidden, part.project(hidden), [grad_logits], grad_hidden)
         return grad_hidden
 
@@ -209,10 +211,4 @@ class _Chunk:
 
     def select(self, rows: Tensor) -> _Chunk:
         """Only these rows, int64 in ascending order."""
-        return _Chunk(self.hidden[rows], selected(self.segments, rows), self.logits[rows])
-
-
-def _clip(segments: Sequence[Segment], rows: slice) -> list[Segment]:
-    """Segments of a batch as a chunk of its rows sees them."""
-    cut = ((max(s.start, rows.start), min(s.stop, rows.stop), s.adapter) for s in segments)
-    return [Segment(start - rows.start, stop - rows.start, adapter) for start, stop, adapter in cut if start < stop]
+        return _Chunk(self.hidden[rows], select(self.segments, rows), self.logits[rows])

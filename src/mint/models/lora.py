@@ -1,31 +1,27 @@
 """LoRA on linear layers, for batches whose tokens belong to different adapters.
 
-A batch is the concatenation of segments; the tokens of one adapter lie next to each other. Layers that read the same
-input, such as the projections to queries, keys and values, form a group: one base product for all tokens and layers,
-then each segment's low-rank parts. The backward pass is written by hand because it adds the gradients of A and B
-straight into the adapter's own buffer: autograd would build one tensor per layer and adapter and add them later.
+Layers that read the same input, such as the projections to queries, keys and values, form a group: one base product
+for all tokens and layers, then the low-rank parts of each stretch of the batch. The backward pass is written by hand
+because it adds the gradients of A and B straight into the adapter's own buffer: autograd would build one tensor per
+layer and adapter and add them later.
 
-Shapes: T tokens of the batch, n of a segment, S segments, I inputs, O outputs of a layer, r rank, R = r · layers of the
-group. A is (r, I), B is (O, r), as in PEFT; the A factors of a group lie below each other as one (R, I).
+Shapes: T tokens of the batch, n of a segment, S stacked segments, I inputs, O outputs of a layer, r rank, R = r times
+the layers of the group. A is (r, I), B is (O, r), as in PEFT; a group's A factors lie below each other as one (R, I).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from itertools import accumulate, groupby
-from typing import Any, Literal, Protocol, TypeAlias
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from mint.models.products import Product, linear
+from mint.models.segments import ActiveSegments, GroupWeights, Stretch, columns_of
 
 SiteKind = Literal["attn", "mlp", "unembed"]
-
-STACKED_TOKENS = 128
-"""Segments up to this length run as one batched product when there are several; longer ones fill the machine alone."""
 
 
 @dataclass(frozen=True)
@@ -41,123 +37,6 @@ class LinearSite:
     in_features: int
     out_features: int
     group: int
-
-
-def columns_of(sizes: Sequence[int]) -> tuple[slice, ...]:
-    """Where outputs of these sizes lie when they stand next to each other."""
-    return tuple(slice(stop - size, stop) for stop, size in zip(accumulate(sizes), sizes, strict=True))
-
-
-@dataclass(frozen=True)
-class GroupWeights:
-    """One adapter's factors in one group, views of its flat buffers: `a` (R, I), and `b` one (O, r) for each layer.
-
-    A revision has no gradients. `ranks` tells where each layer's r columns lie in x A.
-    """
-
-    a: Tensor
-    b: tuple[Tensor, ...]
-    grad_a: Tensor | None
-    grad_b: tuple[Tensor, ...] | None
-    ranks: tuple[slice, ...] = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "ranks", columns_of([b.shape[1] for b in self.b]))
-
-
-class AdapterSlot(Protocol):
-    """What a layer needs of an adapter.
-
-    Attributes:
-        scale: the factor in front of (xA)B.
-        shape: what is equal for adapters whose factors can be stacked.
-    """
-
-    scale: float
-    shape: object
-
-    def group(self, index: int) -> GroupWeights | None:
-        """The factors in a group, or None where this adapter leaves its layers as they are."""
-        ...
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Tokens start ≤ t < stop of a batch, and the adapter they run through; None is the base model."""
-
-    start: int
-    stop: int
-    adapter: AdapterSlot | None
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Adjacent segments of one length whose adapters have one shape; mostly a single segment."""
-
-    rows: slice
-    adapters: tuple[AdapterSlot, ...]
-    whole: bool
-    """Whether the rows are all of the batch, which saves taking them."""
-
-
-def stretches(segments: Sequence[Segment]) -> list[Stretch]:
-    """The adapted segments of a batch, those that can run together put together."""
-    found: list[Stretch] = []
-    whole = len(segments) == 1
-    adapted = [(s.start, s.stop, s.adapter) for s in segments if s.adapter is not None]
-
-    def alike(segment: tuple[int, int, AdapterSlot]) -> object:
-        start, stop, adapter = segment
-        return (stop - start, adapter.scale, adapter.shape) if stop - start <= STACKED_TOKENS else start
-
-    for _, same in groupby(adapted, key=alike):
-        members = list(same)
-        for first, last in _unbroken(members):
-            rows = slice(members[first][0], members[last - 1][1])
-            found.append(Stretch(rows, tuple(a for _, _, a in members[first:last]), whole))
-    return found
-
-
-def selected(segments: Sequence[Segment], rows: Tensor) -> list[Segment]:
-    """The segments of a batch as they divide some of its rows, int64 (n,) in ascending order."""
-    if not segments:
-        return []
-    borders = torch.tensor([[segment.start, segment.stop] for segment in segments], device=rows.device)
-    cut = zip(torch.searchsorted(rows, borders).tolist(), segments, strict=True)
-    return [Segment(start, stop, segment.adapter) for (start, stop), segment in cut if start < stop]
-
-
-def _unbroken(members: Sequence[tuple[int, int, AdapterSlot]]) -> Iterator[tuple[int, int]]:
-    """Cut where tokens of the base model lie between two segments."""
-    first = 0
-    for place in range(1, len(members) + 1):
-        if place == len(members) or members[place][0] != members[place - 1][1]:
-            yield first, place
-            first = place
-
-
-class ActiveSegments:
-    """The segments of the batch that is running now, shared by all layers of one model.
-
-    A model runs one batch at a time, so this is a plain attribute and not an argument: the linear layers are
-    called from inside transformers' modules, which pass hidden states and nothing else.
-    """
-
-    def __init__(self) -> None:
-        self.segments: Sequence[Segment] = ()
-        self.current: Sequence[Stretch] = ()
-        # Base and inputs are frozen and the factors' gradients bypass autograd. This makes it go backward all the same,
-        # from the last adapted layer down to the first and no further.
-        self.anchor = torch.zeros((), requires_grad=True)
-
-    @contextmanager
-    def use(self, segments: Sequence[Segment]) -> Iterator[None]:
-        """Run the body's forward and backward passes under `segments`."""
-        self.segments, self.current = segments, stretches(segments)
-        try:
-            yield
-        finally:
-            self.segments, self.current = (), ()
 
 
 @dataclass(frozen=True)
@@ -205,46 +84,50 @@ class SinglePart:
 
 @dataclass(frozen=True)
 class StackedPart:
-    """The low-rank parts of several short segments of one length in one group, as batched products."""
+    """The low-rank parts of short segments of one length in one group, as batched products.
+
+    `weights` are stacked; `own` has each adapter's own, to whose gradients it adds where they are not stacked too.
+    """
 
     rows: slice
-    weights: Sequence[GroupWeights]
+    weights: GroupWeights
+    own: Sequence[GroupWeights]
     scale: float
     columns: Sequence[slice]
 
     def _of(self, batch: Tensor) -> Tensor:
         rows = batch[self.rows]
-        return rows.view(len(self.weights), -1, rows.shape[-1])
+        return rows.view(len(self.own), -1, rows.shape[-1])
 
     def project(self, x: Tensor) -> Tensor:
         """The (S, n, R) products x A."""
-        a = torch.stack([w.a for w in self.weights]).to(x.dtype)
-        return torch.bmm(self._of(x), a.mT)
+        return torch.bmm(self._of(x), self.weights.a.to(x.dtype).mT)
 
     def add_forward(self, x: Tensor, y: Tensor) -> Tensor:
         """As `SinglePart.add_forward`; x A is (S, n, R)."""
         xa, y = self.project(x), self._of(y)
-        for layer, (columns, ranks) in enumerate(zip(self.columns, self.weights[0].ranks, strict=True)):
-            b = torch.stack([w.b[layer] for w in self.weights]).to(xa.dtype)
-            y[:, :, columns].baddbmm_(xa[:, :, ranks], b.mT, alpha=self.scale)
+        for b, columns, ranks in zip(self.weights.b, self.columns, self.weights.ranks, strict=True):
+            # not baddbmm: some columns of y are nothing that a batched product could add to
+            y[:, :, columns].add_(torch.bmm(xa[:, :, ranks], b.to(xa.dtype).mT), alpha=self.scale)
         return xa
 
     def add_backward(self, x: Tensor, xa: Tensor, grads: Sequence[Tensor], grad_x: Tensor | None) -> None:
         """As `SinglePart.add_backward`."""
-        gb = torch.empty_like(xa)
-        for layer, (grad, ranks) in enumerate(zip(grads, self.weights[0].ranks, strict=True)):
-            g = self._of(grad)
-            b = torch.stack([w.b[layer] for w in self.weights]).to(g.dtype)
-            gb[:, :, ranks] = torch.bmm(g, b).mul_(self.scale)
-            grad_b = [w.grad_b[layer] for w in self.weights if w.grad_b is not None]
-            if grad_b:
-                torch._foreach_add_(grad_b, list(torch.bmm(g.mT, xa[:, :, ranks]).float()), alpha=self.scale)
+        weights, g = self.weights, [self._of(grad) for grad in grads]
+        pieces = [torch.bmm(grad, b.to(grad.dtype)) for grad, b in zip(g, weights.b, strict=True)]
+        gb = (pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=2)).mul_(self.scale)
         if grad_x is not None:
-            a = torch.stack([w.a for w in self.weights]).to(gb.dtype)
-            self._of(grad_x).baddbmm_(gb, a)
-        grad_a = [w.grad_a for w in self.weights if w.grad_a is not None]
-        if grad_a:
-            torch._foreach_add_(grad_a, list(torch.bmm(gb.mT, self._of(x)).float()))
+            self._of(grad_x).baddbmm_(gb, weights.a.to(gb.dtype))
+        if weights.grad_a is not None and weights.grad_b is not None:
+            # not baddbmm, which takes what lies apart one by one
+            weights.grad_a.add_(torch.bmm(gb.mT, self._of(x)))
+            for grad_b, grad, ranks in zip(weights.grad_b, g, weights.ranks, strict=True):
+                grad_b.add_(torch.bmm(grad.mT, xa[:, :, ranks]), alpha=self.scale)
+            return
+        add_to_each([w.grad_a for w in self.own], torch.bmm(gb.mT, self._of(x)))
+        for layer, (grad, ranks) in enumerate(zip(g, weights.ranks, strict=True)):
+            grads_b = [w.grad_b[layer] if w.grad_b is not None else None for w in self.own]
+            add_to_each(grads_b, torch.bmm(grad.mT, xa[:, :, ranks]), alpha=self.scale)
 
 
 Part: TypeAlias = SinglePart | StackedPart
@@ -260,16 +143,24 @@ def add_product(target: Tensor, left: Tensor, right: Tensor, alpha: float) -> No
         target.add_(torch.mm(left.float(), right.float()), alpha=alpha)
 
 
+def add_to_each(targets: Sequence[Tensor | None], products: Tensor, alpha: float = 1.0) -> None:
+    """Targets[i] += alpha · products[i], for targets that are there."""
+    there = [target for target in targets if target is not None]
+    if there:
+        torch._foreach_add_(there, list(products.to(there[0].dtype)), alpha=alpha)
+
+
 def low_rank_parts(active: Sequence[Stretch], group: int, columns: Sequence[slice]) -> list[Part]:
     """What the adapters of a batch add in a group; empty where all of them leave it as it is."""
     parts: list[Part] = []
     for stretch in active:
-        weights = [w for adapter in stretch.adapters if (w := adapter.group(group)) is not None]
-        scale = stretch.adapters[0].scale
-        if len(weights) == 1:
-            parts.append(SinglePart(stretch.rows, weights[0], scale, columns, stretch.whole))
-        elif weights:
-            parts.append(StackedPart(stretch.rows, weights, scale, columns))
+        adapter, stack = stretch.adapter, stretch.stack
+        if stack is None:
+            if (weights := adapter.group(group)) is not None:
+                parts.append(SinglePart(stretch.rows, weights, adapter.scale, columns, stretch.whole))
+        elif (weights := stack.group(group)) is not None:
+            own = [w for each in stack.adapters if (w := each.group(group)) is not None]
+            parts.append(StackedPart(stretch.rows, weights, own, adapter.scale, columns))
     return parts
 
 
