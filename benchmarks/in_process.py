@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from mint.config import EngineConfig, ModelSource
-from mint.dispatch.local_worker import WORKER_ENVIRONMENT
+from mint.dispatch.local_worker import worker_environment
 from mint.engine.core import (
     AdamParams,
     Command,
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 def enter_worker_environment() -> None:
     """Start this program again with what a worker's process is started with, which counts from its first moment on."""
-    if not WORKER_ENVIRONMENT.items() <= os.environ.items():
-        environment = {**os.environ, **WORKER_ENVIRONMENT}
+    environment = worker_environment()
+    if environment.keys() - os.environ.keys():
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], environment)
 
 

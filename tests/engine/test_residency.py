@@ -100,6 +100,6 @@ def test_an_idle_run_costs_its_four_buffers_and_a_parked_one_nothing(qwen_dir: P
 
 def tensor_bytes() -> int:
     """Of all tensors alive, each storage once."""
-    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+    tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and thing.layout == torch.strided]
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
     return sum(storages.values())

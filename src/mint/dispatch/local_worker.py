@@ -69,7 +69,7 @@ class LocalWorker:
                 "mint.engine.worker",
                 str(theirs.fileno()),
                 pass_fds=[theirs.fileno()],
-                env=_environment(),
+                env=worker_environment(),
                 start_new_session=True,  # Ctrl-C is for the server, which decides when a worker ends
             )
         finally:
@@ -160,9 +160,12 @@ class LocalWorker:
             future.set_result(answer)
 
 
-def _environment() -> dict[str, str]:
+def worker_environment() -> dict[str, str]:
+    """What a worker is started with: this process's environment, and ours where the user has not said otherwise."""
+    spins = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys()
+    ours = {name: value for name, value in WORKER_ENVIRONMENT.items() if not (spins and name == "OMP_WAIT_POLICY")}
     level = logging.getLevelName(logger.getEffectiveLevel())
-    return {**os.environ, **WORKER_ENVIRONMENT, "MINT_LOG_LEVEL": level}
+    return {**ours, **os.environ, "MINT_LOG_LEVEL": level}
 
 
 async def _receive_message(reader: asyncio.StreamReader) -> Any:
