@@ -29,6 +29,8 @@ from mint.tiny import NAME, model_path
 
 TOKENS = 32
 RANK = 8
+BLOCK = 10
+"""Rounds of one operation before the next one's turn: a user's program does not compute the same beside it."""
 console = Console(stderr=True)
 
 
@@ -104,11 +106,10 @@ def measure(model: str, rounds: int) -> dict[str, Any]:
         for work in (*service.values(), *plain.values()):
             for _ in range(5):
                 work()
-        for _ in track(range(rounds), "measuring", console=console):
-            for label, work in service.items():
-                times.setdefault(label, []).append(timed(work))
-                if label in plain:
-                    times.setdefault(f"{label} (plain)", []).append(timed(plain[label]))
+        for _ in track(range(rounds // BLOCK), "measuring", console=console):
+            for side, suffix in ((service, ""), (plain, " (plain)")):
+                for label, work in side.items():
+                    times.setdefault(f"{label}{suffix}", []).extend(timed(work) for _ in range(BLOCK))
         return {
             "model": name,
             "ready_s": round(ready, 2),

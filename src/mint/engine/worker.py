@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import gc
 import logging
 import os
 import signal
@@ -86,6 +87,8 @@ def run(connection: socket.socket) -> None:
         connection.sendall(channel.encode(error))
         return
     connection.sendall(channel.encode(info))
+    gc.collect()
+    gc.freeze()  # the model's modules live as long as the process: no later collection need look at them
     inbox: Inbox = SimpleQueue()
     Thread(target=_receive_all, args=(connection, inbox), daemon=True).start()
     while _submit_new(engine, inbox, connection):
