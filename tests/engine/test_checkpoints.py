@@ -266,6 +266,8 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 OPTIMIZER_DAMAGE: dict[str, Callable[[Path], object]] = {
     "no optimizer": lambda d: (d / OPTIMIZER).unlink(),
     "truncated optimizer": lambda d: truncate(d / OPTIMIZER),
+    "moments in another order": lambda d: edit_tensors(d / OPTIMIZER, lambda t: t.update(layout=torch.tensor(1))),
+    "moments in an order not told": lambda d: edit_tensors(d / OPTIMIZER, lambda t: t.pop("layout")),
     "optimizer without step": lambda d: edit_tensors(d / OPTIMIZER, lambda t: t.pop("step")),
     "optimizer without moment": lambda d: edit_tensors(d / OPTIMIZER, lambda t: t.pop("exp_avg_sq")),
     "moments of another size": lambda d: edit_tensors(

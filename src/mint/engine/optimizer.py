@@ -22,6 +22,9 @@ from mint.models.lora import LinearSite
 OPTIMIZER_FILE = "optimizer.safetensors"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+LAYOUT_VERSION = 2
+"""Of the order of an adapter's factors in its flat buffer, which is that of the moments in the file."""
+
 
 class TrainableAdapter:
     """An adapter in training. Gradients accumulate in its buffer until `step`."""
@@ -134,6 +137,7 @@ class TrainableAdapter:
         state = self._optimizer.state.get(self._parameter) or {}
         tensors = {name: state[name] for name in MOMENTS if name in state}
         tensors["step"] = torch.tensor(self.num_steps, dtype=torch.int64)
+        tensors["layout"] = torch.tensor(LAYOUT_VERSION, dtype=torch.int64)
         save_file(tensors, directory / OPTIMIZER_FILE)
 
     def _load_optimizer(self, directory: Path) -> None:
@@ -141,13 +145,15 @@ class TrainableAdapter:
         device = self._parameter.device
         try:
             tensors = load_file(path)
-            steps = int(tensors["step"])
+            steps, layout = int(tensors["step"]), int(tensors["layout"])
             if steps == 0:
                 return
             moments = {name: tensors[name].to(device) for name in MOMENTS}
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise BadRequestError(f"the checkpoint has no optimizer state that can be read: {error}") from error
-        if any(m.shape != self._parameter.shape or m.dtype != torch.float32 for m in moments.values()):
+        if layout != LAYOUT_VERSION or any(
+            m.shape != self._parameter.shape or m.dtype != torch.float32 for m in moments.values()
+        ):
             raise BadRequestError("the checkpoint's optimizer state does not fit its adapter")
         # the fused optimizer wants its step count where the weights are
         self._optimizer.state[self._parameter] = {
