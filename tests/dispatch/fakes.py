@@ -23,6 +23,7 @@ from mint.engine.core import (
     ModelInfo,
     OptimStep,
     Passed,
+    PromptAnswer,
     RestoreRun,
     Result,
     ReverseKL,
@@ -185,7 +186,7 @@ def _sampled(command: Sample) -> Sampled:
     sequence = SampledSequence(tokens, np.full(len(tokens), -0.5, np.float32), "length")
     prompt = np.full(len(command.prompt), -1.0, np.float32)
     prompt[0] = np.nan
-    return Sampled((sequence,) * command.num_samples, prompt if command.prompt_logprobs else None)
+    return Sampled((sequence,) * command.num_samples, PromptAnswer(prompt if command.query.last else None))
 
 
 class FakeFleet:

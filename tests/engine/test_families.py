@@ -27,7 +27,7 @@ from transformers import (
     Qwen3MoeForCausalLM,
 )
 
-from mint.engine.core import Datum, ForwardBackward, LoraShape, Passed, Sample, Sampled, SamplingParams
+from mint.engine.core import Datum, ForwardBackward, LoraShape, Passed, PromptQuery, Sample, Sampled, SamplingParams
 from mint.tiny import model_path
 from tests.engine.conftest import EngineDriver, make_driver, shape
 from tests.engine.support import (
@@ -133,7 +133,7 @@ def test_samples_have_the_logprobs_of_forward(family: tuple[Path, EngineDriver],
     _, driver = family
     revision = export(driver, "run", tmp_path / "revision")
     prompt = np.arange(5, 25, dtype=np.int32)
-    request = Sample(revision, prompt, 2, SamplingParams(max_tokens=20, seed=3), prompt_logprobs=True)
+    request = Sample(revision, prompt, 2, SamplingParams(max_tokens=20, seed=3), query=PromptQuery(last=999))
     base = Sample(None, prompt[:7], 1, SamplingParams(max_tokens=20, seed=4))
     sampled, _ = driver.together([request, base])
     assert isinstance(sampled, Sampled)
@@ -142,5 +142,5 @@ def test_samples_have_the_logprobs_of_forward(family: tuple[Path, EngineDriver],
         passed = driver.one(ForwardBackward("run", (datum,), "cross_entropy", forward_only=True))
         np.testing.assert_allclose(passed.logprobs[0][len(prompt) - 1 :], sequence.logprobs, rtol=0, atol=BOUND)
         np.testing.assert_allclose(
-            passed.logprobs[0][: len(prompt) - 1], sampled.prompt_logprobs[1:], rtol=0, atol=BOUND
+            passed.logprobs[0][: len(prompt) - 1], sampled.prompt.logprobs[1:], rtol=0, atol=BOUND
         )

@@ -17,6 +17,7 @@ from mint.engine.core import (
     ForwardBackward,
     OptimStep,
     Passed,
+    PromptQuery,
     Revision,
     Sample,
     Sampled,
@@ -98,10 +99,10 @@ def assert_same(ours: object, expected: object, bound: float = SAME) -> None:
         np.testing.assert_array_equal(a.tokens, b.tokens)
         np.testing.assert_allclose(a.logprobs, b.logprobs, rtol=0, atol=bound)
         assert a.stop_reason == b.stop_reason
-    if expected.prompt_logprobs is None:
-        assert ours.prompt_logprobs is None
+    if expected.prompt.logprobs is None:
+        assert ours.prompt.logprobs is None
     else:
-        np.testing.assert_allclose(ours.prompt_logprobs, expected.prompt_logprobs, rtol=0, atol=bound)
+        np.testing.assert_allclose(ours.prompt.logprobs, expected.prompt.logprobs, rtol=0, atol=bound)
 
 
 # --- log-probabilities --------------------------------------------------------------------------------------
@@ -487,16 +488,16 @@ def test_the_prompt_is_not_searched_for_stops(sampling: Sampling, natural: Sampl
 @pytest.mark.parametrize("length", [1, 2, 40])
 def test_prompt_logprobs(sampling: Sampling, run: str, length: int) -> None:
     prompt = make_prompt(20 + length, length)
-    command = replace(sampling.command(run, prompt, 3), prompt_logprobs=True)
+    command = replace(sampling.command(run, prompt, 3), query=PromptQuery(last=999))
     others = [sampling.command("a", make_prompt(21, 13)), replace(command, revision=None)]
     result, *_ = sampling.driver.together([command, *others])
-    assert result.prompt_logprobs.dtype == np.float32
-    assert result.prompt_logprobs.shape == (length,)
-    assert np.isnan(result.prompt_logprobs[0])
+    assert result.prompt.logprobs.dtype == np.float32
+    assert result.prompt.logprobs.shape == (length,)
+    assert np.isnan(result.prompt.logprobs[0])
     if length > 1:
         expected = sampling.trainer_logprobs(run, prompt)
-        np.testing.assert_allclose(result.prompt_logprobs[1:], expected, rtol=0, atol=BOUND)
-    assert sampling.driver.one(replace(command, prompt_logprobs=False)).prompt_logprobs is None
+        np.testing.assert_allclose(result.prompt.logprobs[1:], expected, rtol=0, atol=BOUND)
+    assert sampling.driver.one(replace(command, query=PromptQuery())).prompt.logprobs is None
 
 
 # --- memory -------------------------------------------------------------------------------------------------
@@ -507,7 +508,7 @@ def test_more_samples_than_the_cache_holds(sampling: Sampling, qwen_dir: Path) -
     small = make_driver(qwen_dir, kv_cache_bytes=12 * 4 * TOKEN_BYTES, kv_block_size=4)
     assert small.engine._generator._cache.num_blocks == 12
     commands = [
-        replace(sampling.command("a", make_prompt(30, 10), 9, max_tokens=9, temperature=0.9), prompt_logprobs=True),
+        replace(sampling.command("a", make_prompt(30, 10), 9, max_tokens=9), query=PromptQuery(last=999)),
         sampling.command("base", make_prompt(31, 16), 5, max_tokens=32),
         sampling.command("b", make_prompt(32, 1), 7, max_tokens=1),
         sampling.command("base", make_prompt(33, 47), 2, max_tokens=1),

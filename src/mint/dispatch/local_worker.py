@@ -15,7 +15,7 @@ from typing import Any
 
 from mint.config import EngineConfig, ModelSource
 from mint.engine import channel
-from mint.engine.core import Command, ModelInfo, Result, WorkerDiedError
+from mint.engine.core import Cancel, Command, ModelInfo, OnProgress, Progress, Result, Sample, WorkerDiedError
 from mint.errors import MintError
 
 logger = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class LocalWorker:
         self._writer = writer
         self._numbers = count(1)
         self._answers: dict[int, asyncio.Future[Result]] = {}
+        self._listeners: dict[int, OnProgress] = {}
         self._closing = False
         self._receiving = asyncio.create_task(self._receive())
 
@@ -108,7 +109,7 @@ class LocalWorker:
         """Of the process."""
         return self._process.pid
 
-    def execute(self, command: Command) -> asyncio.Future[Result]:
+    def execute(self, command: Command, on_progress: OnProgress | None = None) -> asyncio.Future[Result]:
         """See `Worker`."""
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         if not self.alive:
@@ -116,8 +117,22 @@ class LocalWorker:
             return answer
         number = next(self._numbers)
         self._answers[number] = answer
+        if on_progress is not None:
+            self._listeners[number] = on_progress
+        if isinstance(command, Sample):
+            answer.add_done_callback(lambda done: self._cancel(number) if done.cancelled() else None)
         self._writer.write(channel.encode((number, command)))
         return answer
+
+    def _cancel(self, number: int) -> None:
+        """Nobody waits for the answer to this sample any more."""
+        self._forget(number)
+        if self.alive:
+            self._writer.write(channel.encode((number, Cancel())))
+
+    def _forget(self, number: int) -> asyncio.Future[Result] | None:
+        self._listeners.pop(number, None)
+        return self._answers.pop(number, None)
 
     async def close(self) -> None:
         """See `Worker`."""
@@ -150,10 +165,14 @@ class LocalWorker:
                     future.exception()  # whoever still waits sees it; nobody need
             self._answers.clear()
 
-    def _resolve(self, number: int, answer: Result | MintError) -> None:
-        future = self._answers.pop(number)
-        if future.cancelled():
+    def _resolve(self, number: int, answer: Result | Progress | MintError) -> None:
+        if isinstance(answer, Progress):
+            if (listener := self._listeners.get(number)) is not None:
+                listener(answer)
             return
+        future = self._forget(number)
+        if future is None or future.cancelled():
+            return  # cancelled while its answer was on the way
         if isinstance(answer, MintError):
             future.set_exception(answer)
         else:

@@ -6,7 +6,7 @@ server side asks of an engine worker; each has one `Result` type. All of them ca
 
 from __future__ import annotations
 
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol, TypeAlias
@@ -92,6 +92,14 @@ class Datum:
 
 
 @dataclass(frozen=True)
+class Constraint:
+    """What the text of a sample must match: a JSON schema (as JSON text) or a regular expression."""
+
+    kind: Literal["json_schema", "regex"]
+    text: str
+
+
+@dataclass(frozen=True)
 class SamplingParams:
     """How to draw a sample. `temperature` 0 is greedy; `top_k` -1 and `top_p` 1 switch those filters off."""
 
@@ -102,6 +110,28 @@ class SamplingParams:
     top_p: float = 1.0
     stop_token_ids: frozenset[int] = frozenset()
     stop_bytes: tuple[bytes, ...] = ()
+    constraint: Constraint | None = None
+
+
+@dataclass(frozen=True)
+class PromptQuery:
+    """What is asked about a prompt of L tokens beside its continuation.
+
+    Position t is the token at index t given those before it, so there is none for t = 0. Of the log-probabilities and
+    the likeliest tokens only the `last` positions are wanted, of the others all.
+
+    Attributes:
+        last: positions 1 to L − 1 whose own log-probability is wanted, counted from the end; 0 is none of them.
+        top: how many of the likeliest tokens, for the same positions.
+        targets: int64 (L − 1, K): other tokens whose log-probability at positions 1 … L − 1 is wanted; −1 is none.
+        alternatives: how many tokens to draw at each of those positions, with replacement, at the temperature of the
+            request.
+    """
+
+    last: int = 0
+    top: int = 0
+    targets: Int64Array | None = None
+    alternatives: int = 0
 
 
 @dataclass(frozen=True)
@@ -237,13 +267,24 @@ class UnloadRun:
 
 @dataclass(frozen=True)
 class Sample:
-    """Draw `num_samples` continuations of `prompt` int32 (L,) from a revision; None is the base model."""
+    """Draw `num_samples` continuations of `prompt` int32 (L,) from a revision; None is the base model.
+
+    `top_logprobs`: how many of the likeliest tokens to tell at each drawn position. With `stream`, `Progress` comes
+    before the answer.
+    """
 
     revision: Revision | None
     prompt: Int32Array
     num_samples: int
     params: SamplingParams
-    prompt_logprobs: bool = False
+    query: PromptQuery = PromptQuery()
+    top_logprobs: int = 0
+    stream: bool = False
+
+
+@dataclass(frozen=True)
+class Cancel:
+    """Give up the sample that was sent under the same number: its memory is free at once, and it has no answer."""
 
 
 TrainingCommand: TypeAlias = (
@@ -258,7 +299,7 @@ TrainingCommand: TypeAlias = (
     | ExportRevision
     | UnloadRun
 )
-Command: TypeAlias = TrainingCommand | Sample
+Command: TypeAlias = TrainingCommand | Sample | Cancel
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -307,23 +348,64 @@ class Unloaded:
 
 
 @dataclass(frozen=True)
+class TopLogprobs:
+    """The k likeliest tokens of n positions, or k that were drawn: `tokens` int32 (n, k), `logprobs` float32 (n, k).
+
+    A place for which there is no token has −1 and −∞.
+    """
+
+    tokens: Int32Array
+    logprobs: FloatArray
+
+
+@dataclass(frozen=True)
 class SampledSequence:
-    """`tokens` int32 (n,) with `logprobs` float32 (n,), each of the distribution the token was drawn from."""
+    """`tokens` int32 (n,) with `logprobs` float32 (n,), each of the distribution the token was drawn from.
+
+    `top` has the likeliest tokens of the same distributions, where asked for.
+    """
 
     tokens: Int32Array
     logprobs: FloatArray
     stop_reason: StopReason
+    top: TopLogprobs | None = None
+
+
+@dataclass(frozen=True)
+class PromptAnswer:
+    """What a `PromptQuery` asked for; None where it did not.
+
+    Attributes:
+        logprobs: float32 (L,), NaN where not asked for, and at index 0, which no token precedes.
+        top: (L, top).
+        targets: float32 (L − 1, K), NaN where the target is −1.
+        alternatives: (L − 1, alternatives).
+    """
+
+    logprobs: FloatArray | None = None
+    top: TopLogprobs | None = None
+    targets: FloatArray | None = None
+    alternatives: TopLogprobs | None = None
 
 
 @dataclass(frozen=True)
 class Sampled:
-    """`prompt_logprobs` float32 (L,), NaN at index 0, which no token precedes; None unless asked for."""
+    """All sequences of a `Sample`; of its prompt, `cached_tokens` were not computed, as they had been before."""
 
     sequences: tuple[SampledSequence, ...]
-    prompt_logprobs: FloatArray | None
+    prompt: PromptAnswer = PromptAnswer()
+    cached_tokens: int = 0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a streamed sample has drawn since the last one: by the sequence's index, tokens, log-probabilities, top."""
+
+    drawn: dict[int, tuple[Int32Array, FloatArray, TopLogprobs | None]]
 
 
 Result: TypeAlias = RunReady | Passed | Distilled | Stepped | Saved | Unloaded | Sampled
+OnProgress: TypeAlias = Callable[[Progress], None]
 
 
 class Worker(Protocol):
@@ -338,8 +420,11 @@ class Worker(Protocol):
         """The base model that this worker keeps resident."""
         ...
 
-    def execute(self, command: Command) -> Awaitable[Result]:
-        """Queue a command at once; await its result."""
+    def execute(self, command: Command, on_progress: OnProgress | None = None) -> Awaitable[Result]:
+        """Queue a command at once; await its result. To cancel the result of a `Sample` is to cancel the sample.
+
+        `on_progress` is called with what a streamed sample has drawn, before its result comes.
+        """
         ...
 
     async def close(self) -> None:

@@ -16,6 +16,7 @@ from typing import TypeAlias
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter
 from mint.engine.core import (
+    Cancel,
     Command,
     CreateRun,
     Distilled,
@@ -82,6 +83,9 @@ class Engine:
             self._first_halves[number] = None
             self._scheduler.add(number, command.forward_backward)
             self._scheduler.add(number, OptimStep(command.run_id, command.adam))
+            return ()
+        if isinstance(command, Cancel):
+            self._generator.cancel(number)
             return ()
         if not isinstance(command, Sample):
             self._scheduler.add(number, command)

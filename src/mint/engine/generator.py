@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter
-from mint.engine.core import FloatArray, Int32Array, Sample, Sampled, SampledSequence, StopReason
+from mint.engine.core import FloatArray, Int32Array, PromptAnswer, Sample, Sampled, SampledSequence, StopReason
 from mint.engine.kv_cache import BlockAllocator, DecodePlan, KVCache, PrefillPlan
 from mint.engine.packing import adapter_segments, pack, packing_order
 from mint.engine.sampling import draw, uniform
@@ -57,7 +57,8 @@ class Request:
             return self.error
         if len(self.finished) < self.command.num_samples:
             return None
-        return Sampled(tuple(self.finished[i] for i in range(self.command.num_samples)), self.prompt_logprobs)
+        sequences = tuple(self.finished[i] for i in range(self.command.num_samples))
+        return Sampled(sequences, PromptAnswer(self.prompt_logprobs))
 
 
 @dataclass
@@ -125,6 +126,14 @@ class Generator:
                 field="sampling_params.max_tokens",
             )
         self._waiting.append(Request(number, command, adapter))
+
+    def cancel(self, number: int) -> None:
+        """Give up a request, if it is still under way; its blocks are free at once."""
+        self._waiting = deque(request for request in self._waiting if request.number != number)
+        for sequence in self._running:
+            if sequence.request.number == number:
+                self._blocks.release(sequence.blocks)
+        self._running = [sequence for sequence in self._running if sequence.request.number != number]
 
     @torch.no_grad()
     def step(self) -> Iterator[tuple[int, Sampled | MintError]]:
@@ -201,7 +210,7 @@ class Generator:
 
         sequences, last_rows = [], []
         for request, rows in zip(requests, batch.rows, strict=True):
-            if request.command.prompt_logprobs and request.prompt_logprobs is None:
+            if request.command.query.last and request.prompt_logprobs is None:
                 request.prompt_logprobs = self._prompt_logprobs(request, hidden[rows[0] : rows[-1] + 1])
             for sequence in sequences_of[request.number]:
                 self._share_partial_block(sequences_of[request.number][0], sequence)

@@ -10,7 +10,7 @@ import numpy as np
 from sqlalchemy import Connection
 from typing_extensions import override
 
-from mint.engine.core import ModelInfo, Result, Revision, Sample, Sampled, SamplingParams
+from mint.engine.core import ModelInfo, PromptQuery, Result, Revision, Sample, Sampled, SamplingParams
 from mint.engine.loss_specs import check_token_ids
 from mint.errors import BadRequestError
 from mint.server import access
@@ -72,14 +72,14 @@ class AsyncSample(Kind[SampleRequest]):
             prompt=prompt,
             num_samples=request.num_samples,
             params=_params(request.sampling_params, model, len(prompt), operation.request_id),
-            prompt_logprobs=bool(request.prompt_logprobs),
+            query=PromptQuery(last=len(prompt) - 1 if request.prompt_logprobs else 0),
         )
 
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: SampleRequest, result: Result) -> Completion:
         sampled = expect(result, Sampled)
         sequences = [sampled_sequence(s.tokens, s.logprobs, s.stop_reason) for s in sampled.sequences]
-        prompt_logprobs = sampled.prompt_logprobs
+        prompt_logprobs = sampled.prompt.logprobs
         if prompt_logprobs is not None and request.prompt_logprobs_last_n is not None:
             prompt_logprobs = prompt_logprobs.copy()
             prompt_logprobs[: max(0, len(prompt_logprobs) - request.prompt_logprobs_last_n)] = np.nan
