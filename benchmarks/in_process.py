@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,13 +25,14 @@ from mint.engine.core import (
     LossInput,
     OptimStep,
     Passed,
+    Progress,
     Result,
     UnloadRun,
 )
 from mint.errors import MintError
 
 if TYPE_CHECKING:
-    from mint.engine.engine import Engine
+    from mint.engine.engine import Answer, Engine
 
 
 def enter_worker_environment() -> None:
@@ -68,9 +69,9 @@ class InProcess:
         numbers = [next(self._numbers) for _ in commands]
         answers: dict[int, Result | MintError] = {}
         for number, command in zip(numbers, commands, strict=True):
-            answers.update(self._engine.submit(number, command))
+            answers.update(_final(self._engine.submit(number, command)))
         while len(answers) < len(commands):
-            answers.update(self._engine.step())
+            answers.update(_final(self._engine.step()))
         return [_result(answers[number]) for number in numbers]
 
     def create(self, rank: int, *names: str) -> None:
@@ -89,6 +90,10 @@ class InProcess:
         """Run passes together; the sum of their losses."""
         results = self.execute(*passes)
         return sum(result.metrics["loss:sum"] for result in results if isinstance(result, Passed))
+
+
+def _final(answers: Iterable[Answer]) -> Iterator[tuple[int, Result | MintError]]:
+    return ((number, answer) for number, answer in answers if not isinstance(answer, Progress))
 
 
 def _result(answer: Result | MintError) -> Result:

@@ -35,6 +35,7 @@ class EngineConfig:
         kv_cache_bytes: memory for keys and values of live samples.
         kv_block_size: tokens in one block of that memory.
         max_decode_batch: samples that may decode together.
+        max_prefill_tokens: tokens of prompts that are computed in a step beside samples that decode, which wait for it.
         revision_cache_bytes: memory for adapter revisions that are kept for sampling.
         gradient_checkpointing: compute each layer again in the backward pass instead of keeping its insides; saves
             memory, costs a third of the speed.
@@ -47,8 +48,9 @@ class EngineConfig:
     max_resident_runs: int = 64
     max_lora_rank: int = 256
     kv_cache_bytes: int = 512 << 20
-    kv_block_size: int = 32
+    kv_block_size: int = 16
     max_decode_batch: int = 256
+    max_prefill_tokens: int = 512
     revision_cache_bytes: int = 512 << 20
     gradient_checkpointing: bool = False
     num_threads: int = 0

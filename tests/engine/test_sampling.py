@@ -25,9 +25,8 @@ from mint.engine.core import (
     SamplingParams,
     StopReason,
 )
-from mint.engine.sampling import draw, uniform
+from mint.engine.sampling import draw, exponentials
 from mint.errors import BadRequestError
-from mint.models.attention import PackedCausal
 from tests.engine.conftest import EngineDriver, make_driver, shape
 from tests.engine.support import LARGE_STEPS, export, next_token_datum, policy_pass, trainable, trained_run
 
@@ -81,11 +80,11 @@ def _nothing_leaks(sampling: Sampling) -> object:
 
 
 def assert_all_free(driver: EngineDriver) -> None:
-    generator = driver.engine._generator
+    pool = driver.engine._generator._schedule.pool
     assert not driver.engine.has_work
-    assert generator._blocks.num_free == generator._cache.num_blocks
-    assert sorted(generator._blocks._free) == list(range(generator._cache.num_blocks))
-    assert not any(generator._blocks._holders)
+    assert pool.num_free == pool.num_blocks
+    assert sorted([*pool._empty, *pool._unheld]) == list(range(pool.num_blocks))
+    assert not any(pool._holders)
 
 
 def make_prompt(seed: int, length: int) -> np.ndarray:
@@ -247,24 +246,26 @@ def splitmix(state: int) -> int:
 def test_noise_is_a_fixed_function() -> None:
     """A seeded sample of today must be the same in every later version."""
     seeds, samples, positions = [0, 1, -1, 2**64 - 1, 12345], [0, 1, 2, 3, 1000], [0, 5, 7, 100_000, 1]
-    expected = []
-    for seed, sample, position in zip(seeds, samples, positions, strict=True):
+    times = exponentials(seeds, samples, positions, 1, 3)
+    for row, (seed, sample, position) in enumerate(zip(seeds, samples, positions, strict=True)):
         state = splitmix((seed + 0x9E3779B97F4A7C15 * (sample + 1)) % 2**64)
         state = splitmix((state + 0x9E3779B97F4A7C15 * (position + 1)) % 2**64)
-        expected.append((state >> 16) / 2**48)
-    np.testing.assert_array_equal(uniform(seeds, samples, positions), expected)
-    assert uniform([0], [0], [0])[0] == 0.6524484863740305
+        for lane in range(3):
+            bits = splitmix((state + 0x9E3779B97F4A7C15 * (lane + 1 + 2**32)) % 2**64) >> 16
+            assert times[row, lane] == np.float32(-np.log((bits + 0.5) / 2**48))
 
 
 @pytest.mark.parametrize("varied", ["seed", "sample", "position"])
-def test_noise_is_uniform_along_each_counter(varied: str) -> None:
-    number = 20_000
+def test_noise_is_exponential_along_each_counter(varied: str) -> None:
+    number = 1_000_000
     counters = {name: list(range(number)) if name == varied else [9] * number for name in NAMES}
-    noise = uniform(*(counters[name] for name in NAMES))
-    assert (noise >= 0).all()
-    assert (noise < 1).all()
-    assert_drawn_from(np.histogram(noise, bins=20, range=(0, 1))[0], np.full(20, 1 / 20))
-    pairs = np.histogram2d(noise[:-1], noise[1:], bins=4, range=[(0, 1), (0, 1)])[0].ravel()
+    noise = np.exp(-exponentials(*(counters[name] for name in NAMES), 0, 2).astype(np.float64))
+    assert (noise > 0).all()
+    for lane in noise.T:
+        assert_drawn_from(np.histogram(lane, bins=20, range=(0, 1))[0], np.full(20, 1 / 20))
+        pairs = np.histogram2d(lane[:-1], lane[1:], bins=4, range=[(0, 1), (0, 1)])[0].ravel()
+        assert_drawn_from(pairs, np.full(16, 1 / 16))
+    pairs = np.histogram2d(*noise.T, bins=4, range=[(0, 1), (0, 1)])[0].ravel()
     assert_drawn_from(pairs, np.full(16, 1 / 16))
 
 
@@ -325,9 +326,7 @@ def test_draws_have_the_reference_distribution(filters: dict[str, float]) -> Non
     number = 20_000
     neighbours = [SamplingParams(max_tokens=1, seed=0, top_k=2), SamplingParams(1, 0, temperature=0.0)]
     rows = torch.from_numpy(np.tile(logits, (number + 2, 1)))
-    noise = uniform([7] * (number + 2), list(range(number + 2)), [0] * (number + 2))
-
-    tokens, logprobs = draw(rows.clone(), [params] * number + neighbours, noise)
+    tokens, logprobs, _ = draw(rows.clone(), [params] * number + neighbours, range(number + 2), [0] * (number + 2))
 
     expected = reference_distribution(logits, params)
     assert tokens[-1] == logits.argmax()
@@ -344,18 +343,9 @@ def test_draws_have_the_reference_distribution(filters: dict[str, float]) -> Non
 def test_ties_at_the_edge_of_top_k_keep_exactly_k() -> None:
     number = 2_000
     params = SamplingParams(max_tokens=1, seed=0, top_k=3)
-    noise = uniform([1] * number, list(range(number)), [0] * number)
-    tokens, logprobs = draw(torch.zeros(number, 10), [params] * number, noise)
+    tokens, logprobs, _ = draw(torch.zeros(number, 10), [params] * number, range(number), [0] * number)
     assert set(tokens.tolist()) == {0, 1, 2}
     np.testing.assert_allclose(logprobs.numpy(), -np.log(3), atol=1e-6)
-
-
-@pytest.mark.parametrize("noise", [0.0, 1 - 2.0**-48])
-def test_the_ends_of_the_noise_draw_possible_tokens(noise: float) -> None:
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]])
-    tokens, logprobs = draw(logits, [SamplingParams(max_tokens=1, seed=0)], np.array([noise]))
-    assert tokens.item() == (1 if noise == 0 else 3)
-    assert torch.isfinite(logprobs).all()
 
 
 def test_filtered_samples_carry_the_renormalised_logprobs(sampling: Sampling, qwen_dir: Path) -> None:
@@ -369,22 +359,6 @@ def test_filtered_samples_carry_the_renormalised_logprobs(sampling: Sampling, qw
         for row, token, logprob in zip(logits, sequence.tokens, sequence.logprobs, strict=True):
             expected = reference_distribution(row, command.params)[token]
             assert logprob == pytest.approx(expected, abs=2e-5)
-
-
-def test_tokens_are_those_that_the_noise_selects(sampling: Sampling) -> None:
-    """Noise of (seed, sample, place in the sample), and nothing else: not the prompt, not the batch."""
-    prompt, model = make_prompt(12, 20), sampling.driver.engine._generator._model
-    command = sampling.command("base", prompt, 2, max_tokens=6, seed=99)
-    for index, sequence in enumerate(sampling.driver.one(command).sequences):
-        tokens = torch.from_numpy(np.concatenate([prompt, sequence.tokens]).astype(np.int64))
-        with torch.no_grad():
-            plan = PackedCausal([len(tokens)])
-            hidden = model.hidden_states(tokens, torch.arange(len(tokens)), plan, [])
-            logits = model.head.logits(hidden, [])[len(prompt) - 1 : -1]
-        cumulative = logits.double().softmax(dim=1).cumsum(dim=1).numpy()
-        noise = uniform([99] * 6, [index] * 6, list(range(6)))
-        expected = [int(np.searchsorted(row, u, side="right")) for row, u in zip(cumulative, noise, strict=True)]
-        assert sequence.tokens.tolist() == expected
 
 
 # --- stopping -----------------------------------------------------------------------------------------------
@@ -554,10 +528,8 @@ def test_nothing_to_sample_is_refused(sampling: Sampling, change: dict[str, obje
 def test_what_lies_in_unused_blocks_does_not_matter(sampling: Sampling, qwen_dir: Path) -> None:
     """Memory is not cleared when the cache is made: it may hold anything, and 0 × NaN is NaN."""
     driver = make_driver(qwen_dir, kv_cache_bytes=400 * TOKEN_BYTES)
-    cache = driver.engine._generator._cache
-    for layer in (*cache._keys, *cache._values):
-        layer.fill_(float("nan"))
-    assert driver.engine._generator._blocks.take(1) == [0]  # stays as it is, whoever reads it
+    driver.engine._generator._cache._memory.fill_(float("nan"))
+    assert driver.engine._generator._schedule.pool.take(1) == [0]  # stays as it is, whoever reads it
     commands = [sampling.command("a", make_prompt(i, 20 + 30 * i), 2, max_tokens=40) for i in range(3)]
     expected = sampling.driver.together(commands)
     for ours, theirs in zip(driver.together(commands), expected, strict=True):

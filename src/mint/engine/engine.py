@@ -25,6 +25,7 @@ from mint.engine.core import (
     LoadState,
     OptimStep,
     Passed,
+    Progress,
     RestoreRun,
     Result,
     ReverseKL,
@@ -49,7 +50,7 @@ from mint.models.causal_lm import CausalLM
 
 logger = logging.getLogger(__name__)
 
-Answer: TypeAlias = tuple[int, Result | MintError]
+Answer: TypeAlias = tuple[int, Result | Progress | MintError]
 
 
 class Engine:

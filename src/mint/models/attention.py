@@ -136,7 +136,7 @@ class _PackedAttention(torch.autograd.Function):
         out, lse = plan.forward(Block(query, key, value), how)
         for prefix in plan.prefixes:
             answer = flash.forward(prefix.block(query, key, value), how._replace(causal=False))
-            _merge(out[prefix.below], lse[prefix.below], answer.out[0], answer.lse[0])
+            merge(out[prefix.below], lse[prefix.below], answer.out[0], answer.lse[0])
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.how = plan, how
         return out
@@ -163,7 +163,7 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
-def _merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
+def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
     """Take another block of keys into (n, H, D) outputs and their (n, H) log-sum-exp, in place."""
     total = torch.logaddexp(lse, other_lse)
     out.mul_((lse - total).exp_()[..., None].to(out.dtype))

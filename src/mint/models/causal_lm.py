@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -19,7 +20,7 @@ from mint.models.logprobs import UnembeddingHead
 from mint.models.lora import LinearGroup, LinearSite, LoraLinear, SiteKind
 from mint.models.norms import replace_norms
 from mint.models.products import PACKED_BYTES, can_pack
-from mint.models.segments import ActiveSegments, Segment
+from mint.models.segments import ActiveSegments, Segment, StackCache
 from mint.models.threads import Threads
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -64,6 +65,10 @@ class CausalLM:
     def dtype(self) -> torch.dtype:
         """Of the weights and activations."""
         return next(self._decoder.parameters()).dtype
+
+    def stacking(self, stacks: StackCache) -> AbstractContextManager[None]:
+        """See `ActiveSegments.stacking`."""
+        return self._active.stacking(stacks)
 
     def hidden_states(
         self, tokens: Tensor, positions: Tensor, plan: AttentionPlan, segments: Sequence[Segment]

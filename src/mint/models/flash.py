@@ -82,6 +82,22 @@ def forward(block: Block, how: Attend) -> Answer:
     return Answer(out.transpose(1, 2), lse.transpose(1, 2))
 
 
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask that `forward_masked` adds to scores: 0 where `seen`, −∞ elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def forward_masked(block: Block, mask: Tensor, scale: float) -> Answer:
+    """Softmax attention within each block under an additive mask (C, n, m), which hides no row's every key."""
+    if block.query.is_cuda:
+        return _plain_forward(block, Attend(scale), mask[:, None, None])
+    q, k, v = (t.transpose(1, 2) for t in block)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        q, k, v, 0.0, False, attn_mask=mask[:, None], scale=scale
+    )
+    return Answer(out.transpose(1, 2), lse.transpose(1, 2))
+
+
 def backward(grad: Tensor, block: Block, answer: Answer, how: Attend) -> tuple[Tensor, Tensor, Tensor]:
     """Gradients of query, key and value.
 

@@ -93,6 +93,11 @@ class UnembeddingHead:
         with torch.no_grad():
             return self._chunk(hidden, segments).logits
 
+    def chunks(self, hidden: Tensor, segments: Sequence[Segment]) -> Iterator[tuple[slice, Tensor]]:
+        """As `logits`, for some rows at a time, so that they never exist for all."""
+        for rows in self._row_chunks(len(hidden)):
+            yield rows, self.logits(hidden[rows], clip(segments, rows))
+
     def logprobs(self, hidden: Tensor, pairs: Pairs, segments: Sequence[Segment]) -> Tensor:
         """(T, E) → float32 (P,), without gradient."""
         with torch.no_grad():
