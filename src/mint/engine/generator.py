@@ -26,6 +26,7 @@ from mint.engine.sampling import Drawn, draw, top_of
 from mint.errors import BadRequestError, MintError
 from mint.models.causal_lm import CausalLM
 from mint.models.segments import StackCache
+from mint.models.threads import WIDE
 
 Answer: TypeAlias = tuple[int, Sampled | Progress | MintError]
 
@@ -144,7 +145,8 @@ class Generator:
         segments = adapter_segments([c.request.adapter for c in drawing], [1] * len(drawing))
         logits = self._model.head.logits(hidden, segments)
         params = [c.request.command.params for c in drawing]
-        return draw(logits, params, [c.index for c in drawing], [len(c.tokens) for c in drawing])
+        with WIDE:
+            return draw(logits, params, [c.index for c in drawing], [len(c.tokens) for c in drawing])
 
     def _take(self, drawing: Sequence[Continuation], drawn: Drawn) -> None:
         """Append what was drawn and end the continuations that it completes."""

@@ -21,6 +21,7 @@ from mint.engine.kv_cache import KVCache
 from mint.models import flash
 from mint.models.attention import PackedCausal, merge
 from mint.models.flash import Answer, Attend, Block
+from mint.models.threads import WIDE
 
 WORTH_SHARING = 512
 """Keys that need not be read again, for which it is worth to attend to a common beginning by itself."""
@@ -99,6 +100,11 @@ class PagedAttention:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attend) -> Tensor:
         """See `AttentionPlan`."""
         self._cache.write(layer, self._slots, key, value)
+        with WIDE:
+            return self._attend(layer, Block(query, key, value), how)
+
+    def _attend(self, layer: int, block: Block, how: Attend) -> Tensor:
+        query, key, value = block
         count = len(self._singles)
         if not self._pieces:
             return self._attend_singles(layer, query, how)

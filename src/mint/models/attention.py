@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from mint.models import flash
 from mint.models.flash import Answer, Attend, Block, Ragged
+from mint.models.threads import WIDE
 
 ATTENTION_NAME = "mint"
 
@@ -133,10 +134,11 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: PackedCausal, how: Attend) -> Tensor:
-        out, lse = plan.forward(Block(query, key, value), how)
-        for prefix in plan.prefixes:
-            answer = flash.forward(prefix.block(query, key, value), how._replace(causal=False))
-            merge(out[prefix.below], lse[prefix.below], answer.out[0], answer.lse[0])
+        with WIDE:
+            out, lse = plan.forward(Block(query, key, value), how)
+            for prefix in plan.prefixes:
+                answer = flash.forward(prefix.block(query, key, value), how._replace(causal=False))
+                merge(out[prefix.below], lse[prefix.below], answer.out[0], answer.lse[0])
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.how = plan, how
         return out
@@ -146,14 +148,15 @@ class _PackedAttention(torch.autograd.Function):
         (grad,) = grads
         query, key, value, out, lse = ctx.saved_tensors
         plan: PackedCausal = ctx.plan
-        grad_q, grad_k, grad_v = plan.backward(grad, Block(query, key, value), Answer(out, lse), ctx.how)
-        for prefix in plan.prefixes:
-            answer = Answer(out[None, prefix.below], lse[None, prefix.below])
-            block = prefix.block(query, key, value)
-            q, k, v = flash.backward(grad[None, prefix.below], block, answer, ctx.how._replace(causal=False))
-            grad_q[prefix.below] += q[0]
-            grad_k[prefix.own] += k[0]
-            grad_v[prefix.own] += v[0]
+        with WIDE:
+            grad_q, grad_k, grad_v = plan.backward(grad, Block(query, key, value), Answer(out, lse), ctx.how)
+            for prefix in plan.prefixes:
+                answer = Answer(out[None, prefix.below], lse[None, prefix.below])
+                block = prefix.block(query, key, value)
+                q, k, v = flash.backward(grad[None, prefix.below], block, answer, ctx.how._replace(causal=False))
+                grad_q[prefix.below] += q[0]
+                grad_k[prefix.own] += k[0]
+                grad_v[prefix.own] += v[0]
         return grad_q, grad_k, grad_v, None, None
 
 

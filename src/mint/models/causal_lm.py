@@ -53,7 +53,9 @@ class CausalLM:
         packed = _is_worth_packing(model)
         self.sites: tuple[LinearSite, ...] = tuple(_adapt(model, self._active, packed=packed))
         unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._threads = Threads(2 * self.num_parameters / len(self.sites))
+        self._threads = Threads(
+            2 * self.num_parameters / len(self.sites), self.config.get_text_config(decoder=True).hidden_size
+        )
         self.head = UnembeddingHead(unembedding, self.sites[-1].group, self._active, packed=packed)
 
     @property

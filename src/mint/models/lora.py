@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from mint.models.products import Product, linear
 from mint.models.segments import ActiveSegments, GroupWeights, Stretch, columns_of
+from mint.models.threads import WIDE
 
 SiteKind = Literal["attn", "mlp", "unembed"]
 
@@ -183,10 +184,24 @@ class FrozenGroup:
     def product(self, x: Tensor, active: ActiveSegments, current: Sequence[Stretch]) -> tuple[Tensor, ...]:
         """What each layer makes of x (T, I), whose rows `current` divides between adapters."""
         parts = low_rank_parts(current, self.index, self.columns)
+        if not torch.is_grad_enabled():
+            return self.forward_only(x, parts)
         # a batch without adapters has nothing to go back to, and goes forward without autograd
         anchor = active.anchor if parts else None
         outputs: tuple[Tensor, ...] = _GroupProduct.apply(x, self, parts, anchor)  # type: ignore[no-untyped-call]
         return outputs
+
+    def forward_only(self, x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
+        """`product`, of which nothing is kept for a backward pass."""
+        with WIDE:
+            y = self.forward(x)
+            for part in parts:
+                part.add_forward(x, y)
+        return self.split(y)
+
+    def split(self, y: Tensor) -> tuple[Tensor, ...]:
+        """What belongs to each layer of (T, ΣO)."""
+        return tuple(y[:, columns] for columns in self.columns) if len(self.columns) > 1 else (y,)
 
     def backward(self, grads: Sequence[Tensor]) -> Tensor:
         """The gradient of x (T, I), from those of the layers' outputs."""
@@ -262,17 +277,19 @@ class _GroupProduct(torch.autograd.Function):
         parts: list[Part],
         anchor: Tensor | None,  # noqa: ARG004  # see ActiveSegments
     ) -> tuple[Tensor, ...]:
-        y = group.forward(x)
-        projected = [part.add_forward(x, y) for part in parts]
+        with WIDE:
+            y = group.forward(x)
+            projected = [part.add_forward(x, y) for part in parts]
         ctx.save_for_backward(x, *projected)
         ctx.group, ctx.parts = group, parts
-        return tuple(y[:, columns] for columns in group.columns) if len(group.columns) > 1 else (y,)
+        return group.split(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *projected = ctx.saved_tensors
         group: FrozenGroup = ctx.group
-        grad_x = group.backward(grads) if ctx.needs_input_grad[0] else None
-        for part, xa in zip(ctx.parts, projected, strict=True):
-            part.add_backward(x, xa, grads, grad_x)
+        with WIDE:
+            grad_x = group.backward(grads) if ctx.needs_input_grad[0] else None
+            for part, xa in zip(ctx.parts, projected, strict=True):
+                part.add_backward(x, xa, grads, grad_x)
         return grad_x, None, None, None
