@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
+from mint.engine.blocks import BlockPool
 from mint.engine.core import (
     CreateRun,
     ForwardBackward,
@@ -26,7 +27,7 @@ from mint.engine.core import (
     StopReason,
 )
 from mint.engine.sampling import draw, exponentials
-from mint.errors import BadRequestError
+from mint.errors import BadRequestError, MintError
 from tests.engine.conftest import EngineDriver, make_driver, shape
 from tests.engine.support import LARGE_STEPS, export, next_token_datum, policy_pass, trainable, trained_run
 
@@ -589,3 +590,25 @@ def test_the_trainer_goes_on_from_where_sampling_found_it(sampling: Sampling, qw
             driver.one(OptimStep("run", LARGE_STEPS))
         steps.append(trainable(driver, "run").adapter.flat)
     assert torch.equal(*steps)
+
+
+def test_a_request_that_breaks_a_step_fails_alone(
+    sampling: Sampling, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    commands = [sampling.command("a", make_prompt(i, 9 + i), 2, max_tokens=10) for i in range(4)]
+    expected = sampling.driver.together(commands)
+    model = sampling.driver.engine._generator._model
+    compute = model.hidden_states
+
+    def breaking(tokens: torch.Tensor, positions: torch.Tensor, *rest: object) -> torch.Tensor:
+        if (tokens[positions == 5] == int(commands[2].prompt[5])).any():
+            raise RuntimeError("no memory")
+        return compute(tokens, positions, *rest)
+
+    monkeypatch.setattr(model, "hidden_states", breaking)
+    monkeypatch.setattr(sampling.driver.engine._generator._schedule, "pool", BlockPool(1000))  # that remembers nothing
+    answers = sampling.driver.together(commands)
+    assert isinstance(answers[2], MintError)
+    assert "no memory" in str(answers[2])
+    for place in (0, 1, 3):
+        assert_same(answers[place], expected[place])

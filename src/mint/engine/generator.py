@@ -6,7 +6,9 @@ every step.
 
 from __future__ import annotations
 
+import logging
 import math
+import traceback
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
@@ -27,6 +29,8 @@ from mint.errors import BadRequestError, MintError
 from mint.models.causal_lm import CausalLM
 from mint.models.segments import StackCache
 from mint.models.threads import WIDE
+
+logger = logging.getLogger(__name__)
 
 Answer: TypeAlias = tuple[int, Sampled | Progress | MintError]
 
@@ -83,6 +87,23 @@ class Generator:
     def step(self) -> Iterator[Answer]:
         """Advance by one batch; yields the requests that this completes, and what streamed ones have drawn."""
         work = self._schedule.next_work()
+        try:
+            drawing = self._advance(work)
+        except torch.AcceleratorError:
+            raise  # the device is lost to this process
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the batch's activations
+            self._blame(work, error)
+            drawing = []
+        for continuation in drawing:
+            request = continuation.request
+            if request.command.stream and request.error is None:
+                yield request.number, continuation.progress()
+        for request in self._schedule.settle():
+            yield request.number, request.answer
+
+    def _advance(self, work: Sequence[Work]) -> list[Continuation]:
+        """Compute chunks; returns the continuations that have drawn a token."""
         with self._model.stacking(self._stacks):
             hidden = self._compute(work)
             self._score_prompts(work, hidden)
@@ -90,12 +111,16 @@ class Generator:
             if drawing:
                 self._take(drawing, self._draw(drawing, hidden[torch.tensor(rows, device=hidden.device)]))
         self._stacks.sweep()
-        for continuation in drawing:
-            request = continuation.request
-            if request.command.stream and request.error is None:
-                yield request.number, continuation.progress()
-        for request in self._schedule.settle():
-            yield request.number, request.answer
+        return drawing
+
+    def _blame(self, work: Sequence[Work], error: Exception) -> None:
+        """A step failed: its only request is at fault, or it has to be found among several."""
+        requests = list(dict.fromkeys(each.continuation.request for each in work))
+        if len(requests) > 1:
+            self._schedule.suspect(requests)
+            return
+        logger.error("a sample failed by itself", exc_info=error)
+        requests[0].error = error if isinstance(error, MintError) else MintError(f"the sample failed: {error}")
 
     # --- the parts of a step --------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ remembered make cheap. So the oldest always goes on, and each is the oldest at s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import NamedTuple
 
@@ -44,6 +44,7 @@ class SampleSchedule:
         self._waiting: deque[Continuation] = deque()
         self._running: list[Continuation] = []
         self._fresh: list[int] = []
+        self._suspects: deque[Request] = deque()
 
     @property
     def has_work(self) -> bool:
@@ -58,6 +59,8 @@ class SampleSchedule:
         """Let go of a request: its blocks are free at once."""
         self._waiting = deque(c for c in self._waiting if c.request is not request)
         self._release([c for c in self._running if c.request is request])
+        if request in self._suspects:
+            self._suspects.remove(request)
 
     def find(self, number: int) -> Request | None:
         """The request of that number, if it is in progress."""
@@ -69,10 +72,16 @@ class SampleSchedule:
         fresh, self._fresh = self._fresh, []
         return fresh
 
+    def suspect(self, requests: Iterable[Request]) -> None:
+        """A step failed, and one of these is at fault: the next steps are each for one of them alone."""
+        self._suspects.extend(request for request in requests if request not in self._suspects)
+
     # --- before a step --------------------------------------------------------------------------------------
 
     def next_work(self) -> list[Work]:
         """What to compute: of the running continuations, then of those that can be admitted, in order of the batch."""
+        if self._suspects:
+            return self._work_of_suspect(self._suspects.popleft())
         is_decoding = any(c.num_tokens - c.computed == 1 for c in self._running)
         budget = self._config.max_prefill_tokens if is_decoding else self._config.max_batch_tokens
         work: list[Work] = []
@@ -104,9 +113,7 @@ class SampleSchedule:
         missing = self._num_blocks(stop) - len(continuation.blocks)
         while missing > self.pool.num_free:
             youngest = self._running[-1]
-            self._release([youngest])
-            youngest.blocks, youngest.computed = [], 0
-            self._waiting.appendleft(youngest)
+            self._send_back(youngest)
             if youngest is continuation:
                 return False
         self._give_blocks(continuation, missing)
@@ -136,6 +143,16 @@ class SampleSchedule:
             under_way |= self._keys_to_compute(continuation)
             budget -= stop - continuation.computed
             yield self._work(continuation, stop)
+
+    def _work_of_suspect(self, suspect: Request) -> list[Work]:
+        """A request from its beginning, while nothing else runs. Where that goes well, it is like any other."""
+        while self._running:
+            self._send_back(self._running[-1])
+        others = deque(c for c in self._waiting if c.request is not suspect)
+        self._waiting = deque(c for c in self._waiting if c.request is suspect)
+        work = sorted(self._admit(self._config.max_batch_tokens), key=_batch_order)
+        self._waiting += others
+        return work
 
     def _has_room(self, continuation: Continuation, known: Sequence[int]) -> bool:
         """Whether it can be computed to its end, and each that runs can still have a block."""
@@ -204,6 +221,12 @@ class SampleSchedule:
         for continuation in continuations:
             self._running.remove(continuation)
             self.pool.release(continuation.blocks)
+
+    def _send_back(self, continuation: Continuation) -> None:
+        """It gives its blocks back and waits, first in line, to be computed again."""
+        self._release([continuation])
+        continuation.blocks, continuation.computed = [], 0
+        self._waiting.appendleft(continuation)
 
     def _num_blocks(self, tokens: int) -> int:
         return -(-tokens // self._size)
