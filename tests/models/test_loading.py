@@ -45,6 +45,8 @@ from mint.engine.worker import build_engine
 from mint.errors import ModelLoadError
 from mint.models.attention import PackedCausal
 from mint.models.loading import load, load_tokenizer, locate, stop_token_ids
+from mint.models.lora import LinearGroup
+from mint.models.norms import RmsNorm
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -287,3 +289,13 @@ def test_samples_are_bounded_by_the_cache_where_that_is_smaller(qwen_dir: Path) 
     # 2 layers × keys and values × 2 heads × 16 × float32 = 512 bytes for each token
     _, info = build_engine(ModelSource("some/name", str(qwen_dir)), EngineConfig(kv_cache_bytes=64 * 512))
     assert (info.max_context_length, info.max_sample_length) == (512, 64)
+
+
+@pytest.mark.parametrize(("place", "name"), [(RmsNorm, "forward"), (LinearGroup, "output")])
+def test_a_mistake_in_what_stands_in_for_transformers_is_found(
+    qwen_dir: Path, monkeypatch: pytest.MonkeyPatch, place: type, name: str
+) -> None:
+    right = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda *arguments: right(*arguments) * 1.1)
+    with pytest.raises(ModelLoadError, match="would be wrong by"):
+        load(str(qwen_dir))

@@ -13,6 +13,8 @@ from dataclasses import replace
 from time import perf_counter
 from typing import TypeAlias
 
+import torch
+
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter
 from mint.engine.core import (
@@ -42,6 +44,7 @@ from mint.engine.core import (
 from mint.engine.distillation import Distillation
 from mint.engine.files import fresh_folder, sync_folder
 from mint.engine.generator import Generator
+from mint.engine.residency import LostRunError
 from mint.engine.revisions import RevisionCache
 from mint.engine.scheduler import Passes, Scheduler, Single
 from mint.engine.trainer import PassExecution, Trainer
@@ -49,6 +52,9 @@ from mint.errors import MintError, NotFoundError
 from mint.models.causal_lm import CausalLM
 
 logger = logging.getLogger(__name__)
+
+FATAL = (LostRunError, torch.AcceleratorError)
+"""After these the process is of no use: it ends, and the server has another compute again what it had."""
 
 Answer: TypeAlias = tuple[int, Result | Progress | MintError]
 
@@ -132,17 +138,28 @@ class Engine:
                 yield from self._settle(number, NotFoundError(f"run {command.run_id} is not loaded"))
         if members:
             numbers, commands = zip(*members, strict=True)
+            yield from self._begin(numbers, commands)
+
+    def _begin(self, numbers: tuple[int, ...], commands: Sequence[ForwardBackward]) -> Iterator[Answer]:
+        try:
             self._passes = numbers, self._trainer.start(commands)
+        except FATAL:
+            raise
+        except Exception as error:
+            yield from self._retry_alone(numbers, commands, error)
+        else:
             yield from self._advance()
 
     def _start_distillation(self, number: int, command: ReverseKL) -> Iterator[Answer]:
         try:
             reference = self._revisions.get(command.reference) if command.reference else None
             self._passes = (number,), self._trainer.distill(command, reference)
-        except MintError as error:
-            yield number, error
-            return
-        yield from self._advance()
+        except FATAL:
+            raise
+        except Exception as error:
+            yield from self._retry_alone((number,), [command], error)
+        else:
+            yield from self._advance()
 
     def _settle(self, number: int, result: Result | MintError) -> Iterator[Answer]:
         """A pass has its result; that of a `TrainStep` waits for its other half."""
@@ -158,6 +175,8 @@ class Engine:
         numbers, execution = self._passes
         try:
             execution.advance()
+        except FATAL:
+            raise
         except Exception as error:
             execution.undo()
             self._passes = None
@@ -171,7 +190,7 @@ class Engine:
                 yield from self._settle(number, result)
 
     def _retry_alone(
-        self, numbers: tuple[int, ...], passes: Iterable[ForwardBackward | ReverseKL], error: Exception
+        self, numbers: tuple[int, ...], passes: Sequence[ForwardBackward | ReverseKL], error: Exception
     ) -> Iterator[Answer]:
         if len(numbers) == 1:
             if not isinstance(error, MintError):
@@ -181,7 +200,7 @@ class Engine:
             return
         for number, command in zip(numbers, passes, strict=True):
             assert isinstance(command, ForwardBackward), "a distillation runs alone"
-            self._passes = (number,), self._trainer.start([command])
+            yield from self._begin((number,), [command])
             while self._passes is not None:
                 yield from self._advance()
 
@@ -194,9 +213,9 @@ class Engine:
             return work.number, self._execute(work.command)
         except MintError as error:
             return work.number, error
+        except FATAL:
+            raise
         except Exception as error:
-            if isinstance(work.command, OptimStep):
-                raise  # the weights may be stepped in part: only a replay of the journal mends that
             name = type(work.command).__name__
             logger.exception("%s failed", name)
             return work.number, MintError(f"{name} failed in the engine: {error}")

@@ -61,9 +61,10 @@ class TrainableAdapter:
 
     def park(self, path: Path) -> None:
         """Write everything to a file, for `unpark` in this process."""
-        gradients = None if self._untouched else self.gradients
+        # copies: a file has all of the memory that a tensor is a view of, and others' runs lie there too
+        gradients = None if self._untouched else self.gradients.clone()
         state = self._optimizer.state.get(self._parameter)
-        content = (self.adapter.layout, self._parameter.detach(), gradients, state, self._parameter.device)
+        content = (self.adapter.layout, self._parameter.detach().clone(), gradients, state, self._parameter.device)
         torch.save(content, path)
 
     @classmethod

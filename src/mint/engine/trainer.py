@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
 import torch
 
@@ -21,7 +22,7 @@ from mint.engine.distillation import Distillation
 from mint.engine.objective import BatchObjective, Item, Survey, Tally, combined, overflow
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, micro_batches, pack_shared
-from mint.engine.residency import Residents
+from mint.engine.residency import LostRunError, Residents
 from mint.models.causal_lm import CausalLM
 
 
@@ -32,7 +33,8 @@ class Trainer:
         self._model = model
         self._name = name
         self._max_batch_tokens = config.max_batch_tokens
-        self._runs = Residents(config.max_resident_runs)
+        folder = config.scratch_dir / quote(name, safe="") if config.scratch_dir is not None else None
+        self._runs = Residents(config.max_resident_runs, folder)
 
     def create(self, run_id: str, shape: LoraShape) -> LoraShape:
         """Make a run with a fresh adapter."""
@@ -66,8 +68,16 @@ class Trainer:
         return run_id in self._runs
 
     def step(self, run_id: str, params: AdamParams) -> dict[str, float]:
-        """One optimizer step; see `TrainableAdapter.step`."""
-        return self.run(run_id).step(params)
+        """One optimizer step; see `TrainableAdapter.step`.
+
+        Raises:
+            LostRunError: it failed when it may have changed some of the weights.
+        """
+        run = self.run(run_id)
+        try:
+            return run.step(params)
+        except Exception as error:
+            raise LostRunError(f"the optimizer step of run {run_id} failed: {error}") from error
 
     def save(self, run_id: str, directory: Path) -> None:
         """Write a training checkpoint."""
@@ -100,7 +110,7 @@ class Trainer:
         """Begin a reverse-KL pass.
 
         Raises:
-            NotFoundError: the run is not resident.
+            NotFoundError: there is no such run.
         """
         return Distillation(self._model, self.run(command.run_id), command, reference, self._max_batch_tokens)
 
