@@ -75,6 +75,15 @@ def test_equals_each_sequence_by_itself(lengths: list[int], heads: int, kv_heads
     check_lengths(lengths, heads, kv_heads, window)
 
 
+@pytest.mark.parametrize("lengths", [[23], [9, 9], [4, 13, 2]], ids=str)
+@pytest.mark.parametrize("window", [1, 3, 5])
+def test_a_window_narrower_than_what_is_computed_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], window: int
+) -> None:
+    monkeypatch.setattr(flash, "WINDOW_QUERIES", 4)
+    check_lengths(lengths, window=window)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8))
 def test_any_lengths(lengths: list[int]) -> None:
@@ -136,7 +145,7 @@ def test_the_fused_operators_are_still_what_they_were(queries: int, keys: int, h
     torch.manual_seed(0)
     block = Block(torch.randn(2, queries, 4, 8), torch.randn(2, keys, 2, 8), torch.randn(2, keys, 2, 8))
     grad = torch.randn(2, queries, 4, 8)
-    mask = flash._band(keys, how.window, torch.float32, grad.device) if how.window else None
+    mask = flash._band((queries, keys), how.window, torch.float32, grad.device)[None] if how.window else None
     fused, plain = flash.forward(block, how), flash._plain_forward(block, how, mask)
     ours = [*fused, *flash.backward(grad, block, fused, how)]
     theirs = [*plain, *flash._plain_backward(grad, block, Answer(*plain), how, mask)]

@@ -119,19 +119,20 @@ class PagedAttention:
     def _attend_singles(self, layer: int, query: Tensor, how: Attend) -> Tensor:
         """(B, H, D) → (B, H, D)."""
         layout = self._layout(how.window)
-        out, lse = torch.empty_like(query), query.new_empty(query.shape[:2], dtype=torch.float32)
+        out = torch.empty_like(query, dtype=torch.float32)
+        lse = torch.empty_like(out[..., 0])
         for table in layout.tables:
             key, value = self._cache.read(layer, table.blocks)
             whole = len(table.rows) == len(query)
             own = query if whole else query[table.rows]
             answer = flash.forward_masked(Block(own[:, None], key, value), table.mask, how.scale)
             if whole:
-                out, lse = answer.out[:, 0], answer.lse[:, 0]
+                out, lse = answer.out[:, 0].float(), answer.lse[:, 0]
             else:
-                out[table.rows], lse[table.rows] = answer.out[:, 0], answer.lse[:, 0]
+                out[table.rows], lse[table.rows] = answer.out[:, 0].float(), answer.lse[:, 0]
         for common in layout.common:
             self._merge_common(layer, common, query, Answer(out, lse), how)
-        return out
+        return out.to(query.dtype)
 
     def _merge_common(self, layer: int, common: Common, query: Tensor, answer: Answer, how: Attend) -> None:
         """Take what `common.rows` see of common blocks into their answer, in place."""
@@ -180,12 +181,13 @@ class PagedAttention:
         window = how.window
         if window is not None and any(piece.stop > window for piece in self._pieces if piece.start):
             return self._attend_in_window(layer, block, how.scale, window)
-        answer = self._causal.forward(block, how)
+        own = self._causal.forward(block, how)
+        answer = Answer(own.out.float(), own.lse)
         offset = len(self._singles)
         for context in self._contexts:
             rows = slice(context.rows.start - offset, context.rows.stop - offset)
             self._merge_common(layer, Common(rows, context.blocks), block.query, answer, how)
-        return answer.out
+        return answer.out.to(block.query.dtype)
 
     def _attend_in_window(self, layer: int, block: Block, scale: float, window: int) -> Tensor:
         """Piece by piece, with a mask: what is stored has left the window of some of its tokens."""

@@ -136,9 +136,12 @@ class _PackedAttention(torch.autograd.Function):
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: PackedCausal, how: Attend) -> Tensor:
         with WIDE:
             out, lse = plan.forward(Block(query, key, value), how)
+            if plan.prefixes:
+                out = out.float()  # rounded once, and not at every level
             for prefix in plan.prefixes:
                 answer = flash.forward(prefix.block(query, key, value), how._replace(causal=False))
                 merge(out[prefix.below], lse[prefix.below], answer.out[0], answer.lse[0])
+            out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.how = plan, how
         return out
@@ -167,10 +170,10 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
 
 
 def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
-    """Take another block of keys into (n, H, D) outputs and their (n, H) log-sum-exp, in place."""
+    """Take another block of keys into float32 (n, H, D) outputs and their (n, H) log-sum-exp, in place."""
     total = torch.logaddexp(lse, other_lse)
-    out.mul_((lse - total).exp_()[..., None].to(out.dtype))
-    out.add_(other_out * (other_lse - total).exp_()[..., None].to(out.dtype))
+    out.mul_((lse - total).exp_()[..., None])
+    out.add_(other_out * (other_lse - total).exp_()[..., None])
     lse.copy_(total)
 
 

@@ -15,7 +15,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mint.errors import ModelLoadError
 from mint.models.attention import AttentionPlan
-from mint.models.experts import EXPERTS_NAME, adapt_experts, is_experts
+from mint.models.experts import NUM_EXPERTS, adapt_experts, is_experts, use_adapted_experts
 from mint.models.logprobs import UnembeddingHead
 from mint.models.lora import LinearGroup, LinearSite, LoraLinear, SiteKind
 from mint.models.norms import replace_norms
@@ -152,7 +152,9 @@ def _adapt(model: PreTrainedModel, active: ActiveSegments, *, packed: bool) -> I
             index, last = site.index + 1, site.group
         group = last + 1
     if experts:
-        model.config._experts_implementation = EXPERTS_NAME
+        use_adapted_experts(model)
+    elif any(getattr(model.config, field, None) for field in NUM_EXPERTS):
+        raise ModelLoadError(f"{type(model).__name__} has experts of a kind that is not served")
     yield _site(index, next(name for name, module in modules.items() if module is unembedding), unembedding, group)
 
 

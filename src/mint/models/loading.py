@@ -22,6 +22,7 @@ from transformers.utils.hub import cached_file
 from mint.errors import ModelLoadError
 from mint.models.attention import ATTENTION_NAME, PackedCausal
 from mint.models.causal_lm import CausalLM
+from mint.models.experts import eager_experts
 
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -118,10 +119,9 @@ class _Probe:
         counts = [torch.arange(1, length + 1, device=model.device) for length in PROBE_LENGTHS]
         self._sequences = [count * 1009 % model.config.vocab_size for count in counts]
         model.set_attn_implementation("eager")
-        experts, model.config._experts_implementation = model.config._experts_implementation, "eager"
-        logits = [model(input_ids=sequence[None], use_cache=False).logits[0] for sequence in self._sequences]
+        with eager_experts(model):
+            logits = [model(input_ids=sequence[None], use_cache=False).logits[0] for sequence in self._sequences]
         model.set_attn_implementation(ATTENTION_NAME)
-        model.config._experts_implementation = experts
         self._expected = torch.cat(logits).float()
 
     def compare(self, location: str, served: CausalLM) -> None:

@@ -147,11 +147,13 @@ class UnembeddingHead:
             grad_hidden = torch.empty_like(student.hidden)
             for rows in self._row_chunks(len(weights), tensors=2):
                 chunk = self._chunk(student.hidden[rows], clip(student.segments, rows))
-                log_student = torch.log_softmax(chunk.logits.div_(temperature), dim=1)
-                other = self._chunk(reference.hidden[rows], clip(reference.segments, rows))
-                difference = log_student - torch.log_softmax(other.logits.div_(temperature), dim=1)
-                probability = log_student.exp_()
-                divergence[rows] = (probability * difference).sum(dim=1)
+                ours = chunk.logits.div_(temperature)
+                torch.log_softmax(ours, dim=1, out=ours)
+                other = self._chunk(reference.hidden[rows], clip(reference.segments, rows)).logits.div_(temperature)
+                torch.log_softmax(other, dim=1, out=other)
+                difference = torch.sub(ours, other, out=other)
+                probability = ours.exp_()
+                divergence[rows] = torch.linalg.vecdot(probability, difference)
                 scale = (weights[rows] / temperature)[:, None]
                 grad_logits = difference.sub_(divergence[rows, None]).mul_(probability).mul_(scale)
                 grad_hidden[rows] = self._backward_logits(chunk.hidden, chunk.segments, grad_logits)
