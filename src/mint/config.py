@@ -29,7 +29,8 @@ class EngineConfig:
     """Limits of one engine worker.
 
     Attributes:
-        max_batch_tokens: tokens of one training micro-batch; bounds the memory of a pass.
+        max_batch_tokens: tokens of one training micro-batch, or of prompts in a step of sampling beside which none
+            decodes; bounds the memory of a pass.
         max_resident_runs: runs whose buffers are in the device's memory; others wait on disk.
         max_lora_rank: largest rank a run may ask for.
         kv_cache_bytes: memory for keys and values of live samples.
