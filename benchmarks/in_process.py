@@ -57,7 +57,7 @@ class InProcess:
         from mint.engine.worker import build_engine
 
         torch.set_num_threads(threads)  # an engine keeps to what it finds when it is made
-        engine, _ = build_engine(ModelSource(folder.name, str(folder)), EngineConfig())
+        engine, _ = build_engine(ModelSource(folder.name, str(folder)), EngineConfig(), print)
         return cls(engine)
 
     def execute(self, *commands: Command) -> list[Result]:

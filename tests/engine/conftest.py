@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
 import pytest
 
 from mint.config import EngineConfig, ModelSource
-from mint.engine.core import Command, Datum, LoraShape, ModelInfo, Result
-from mint.engine.engine import Engine
+from mint.engine.core import Command, Datum, LoraShape, Result, Snapshot
+from mint.engine.engine import Answer
 from mint.engine.worker import build_engine
 from mint.errors import MintError
 
@@ -19,21 +20,25 @@ from mint.errors import MintError
 class EngineDriver:
     """Runs commands on an engine and hands back their results."""
 
-    def __init__(self, engine: Engine, info: ModelInfo) -> None:
-        self.engine = engine
-        self.info = info
+    def __init__(self, source: ModelSource, config: EngineConfig) -> None:
+        self._late: SimpleQueue[Answer] = SimpleQueue()
+        self.engine, self.info = build_engine(source, config, self._late.put)
         self._number = 0
 
     def together(self, commands: Iterable[Command]) -> list[Result | MintError]:
         """Submit all, then step until all have answered."""
         answers: dict[int, Result | MintError] = {}
         numbers = []
+        commands = list(commands)
         for command in commands:
             self._number += 1
             numbers.append(self._number)
             answers.update(self.engine.submit(self._number, command))
         while self.engine.has_work:
             answers.update(self.engine.step())
+        for command in commands:
+            if isinstance(command, Snapshot):
+                answers.update([self._late.get(timeout=60)])
         return [answers[number] for number in numbers]
 
     def one(self, command: Command) -> Result:
@@ -45,7 +50,7 @@ class EngineDriver:
 
 
 def make_driver(folder: Path, **settings: Any) -> EngineDriver:
-    return EngineDriver(*build_engine(ModelSource("random", str(folder)), EngineConfig(**settings)))
+    return EngineDriver(ModelSource("random", str(folder)), EngineConfig(**settings))
 
 
 @pytest.fixture

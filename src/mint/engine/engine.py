@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
 
@@ -33,8 +36,8 @@ from mint.engine.core import (
     ReverseKL,
     RunReady,
     Sample,
-    Saved,
     SaveState,
+    Snapshot,
     Stepped,
     TrainingCommand,
     TrainStep,
@@ -42,7 +45,7 @@ from mint.engine.core import (
     UnloadRun,
 )
 from mint.engine.distillation import Distillation
-from mint.engine.files import fresh_folder, sync_folder
+from mint.engine.files import write_folder
 from mint.engine.generator import Generator
 from mint.engine.residency import LostRunError
 from mint.engine.revisions import RevisionCache
@@ -60,9 +63,22 @@ Answer: TypeAlias = tuple[int, Result | Progress | MintError]
 
 
 class Engine:
-    """Everything one worker holds: the base model, its runs, its live samples."""
+    """Everything one worker holds: the base model, its runs, its live samples.
 
-    def __init__(self, model: CausalLM, name: str, config: EngineConfig, token_bytes: list[bytes]) -> None:
+    Args:
+        deliver: called with answers that are known between steps, from another thread.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        name: str,
+        config: EngineConfig,
+        token_bytes: list[bytes],
+        deliver: Callable[[Answer], None],
+    ) -> None:
+        self._deliver = deliver
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self._scheduler = Scheduler(config.max_batch_tokens, config.max_resident_runs)
         self._trainer = Trainer(model, name, config)
         self._generator = Generator(model, config, token_bytes)
@@ -123,6 +139,8 @@ class Engine:
             yield from self._start(work)
         elif isinstance(work.command, ReverseKL):
             yield from self._start_distillation(work.number, work.command)
+        elif isinstance(work.command, Snapshot):
+            yield from self._snapshot(work.number, work.command)
         else:
             yield self._single(work)
 
@@ -220,6 +238,22 @@ class Engine:
             logger.exception("%s failed", name)
             return work.number, MintError(f"{name} failed in the engine: {error}")
 
+    def _snapshot(self, number: int, command: Snapshot) -> Iterator[Answer]:
+        """Copy the state now; write it, and answer, beside what comes next."""
+        try:
+            write = self._trainer.saver(command.run_id)
+        except NotFoundError as error:
+            yield number, error
+        else:
+            self._files.submit(self._write_snapshot, number, command.directory, write)
+
+    def _write_snapshot(self, number: int, directory: Path, write: Callable[[Path], None]) -> None:
+        try:
+            self._deliver((number, write_folder(directory, write)))
+        except Exception as error:
+            logger.exception("a snapshot was not written")
+            self._deliver((number, MintError(f"the snapshot was not written: {error}")))
+
     def _second_half(self, first: Passed | MintError | None, command: TrainingCommand) -> Passed:
         """The optimizer step of a `TrainStep`, unless its pass has failed."""
         assert isinstance(command, OptimStep)
@@ -242,20 +276,16 @@ class Engine:
             case OptimStep(run_id, adam):
                 return Stepped(trainer.step(run_id, adam))
             case SaveState(run_id, directory):
-                fresh_folder(directory)
-                trainer.save(run_id, directory)
-                return Saved(sync_folder(directory))
+                return write_folder(directory, trainer.saver(run_id))
             case ExportRevision(run_id, directory, key):
-                fresh_folder(directory)
-                trainer.export(run_id, directory)
-                saved = Saved(sync_folder(directory))
+                saved = write_folder(directory, partial(trainer.export, run_id))
                 self._keep_revision(run_id, key)
                 return saved
             case UnloadRun(run_id):
                 trainer.unload(run_id)
                 return Unloaded()
-            case ForwardBackward() | ReverseKL() | TrainStep():
-                raise AssertionError("passes come in batches")
+            case ForwardBackward() | ReverseKL() | TrainStep() | Snapshot():
+                raise AssertionError("they have ways of their own")
 
     def _keep_revision(self, run_id: str, key: str) -> None:
         """What was exported is likely to be sampled next: keep a copy, which no further step touches."""

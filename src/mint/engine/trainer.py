@@ -7,7 +7,7 @@ pass goes; datums of different runs share a batch and nothing else.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from urllib.parse import quote
@@ -79,9 +79,9 @@ class Trainer:
         except Exception as error:
             raise LostRunError(f"the optimizer step of run {run_id} failed: {error}") from error
 
-    def save(self, run_id: str, directory: Path) -> None:
-        """Write a training checkpoint."""
-        self.run(run_id).save(directory, self._name)
+    def saver(self, run_id: str) -> Callable[[Path], None]:
+        """A function that writes the run's state of this moment to a folder, as a training checkpoint."""
+        return partial(self.run(run_id).saved().write, base_model=self._name)
 
     def export(self, run_id: str, directory: Path) -> None:
         """Write the weights alone, as a revision."""
