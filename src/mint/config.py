@@ -71,6 +71,7 @@ class ServerConfig:
         long_poll_seconds: how long `retrieve_future` is held open; the SDK gives up after 45.
         gap_seconds: how long a run waits for a sequence number that never arrives before it goes on without it; the SDK
             goes on sending one for 300.
+        snapshot_seconds: between two snapshots of a run that is in training; a recovery computes about so much again.
         max_body_bytes: largest request body, after decompression.
     """
 
@@ -82,6 +83,7 @@ class ServerConfig:
     database_url: str | None = None
     long_poll_seconds: float = 25.0
     gap_seconds: float = 300.0
+    snapshot_seconds: float = 10.0
     max_body_bytes: int = 256 << 20
     engine: EngineConfig = field(default_factory=EngineConfig)
 
@@ -89,3 +91,8 @@ class ServerConfig:
     def checkpoint_dir(self) -> Path:
         """Where checkpoints are committed."""
         return self.data_dir / "checkpoints"
+
+    @property
+    def snapshot_dir(self) -> Path:
+        """Where the states of runs are kept that recovery begins from."""
+        return self.data_dir / "snapshots"

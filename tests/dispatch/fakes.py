@@ -7,6 +7,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from mint.engine.core import (
     SampledSequence,
     Saved,
     SaveState,
+    Snapshot,
     Stepped,
     TrainStep,
     Unloaded,
@@ -91,6 +94,8 @@ class Handle:
 class FakeWorker:
     """A worker that executes what it was sent when `work` is called; a run's state is the commands that made it."""
 
+    snapshots: ClassVar[dict[Path, list[Command]]] = {}
+
     def __init__(self, info: ModelInfo = INFO, deadly: Callable[[Command], bool] = lambda _: False) -> None:
         self.info = info
         self.died = asyncio.Event()
@@ -146,6 +151,9 @@ class FakeWorker:
     def _execute(self, command: Command) -> Result | MintError:
         if isinstance(command, Sample):
             return _sampled(command)
+        if isinstance(command, RestoreRun) and command.directory in self.snapshots:
+            self.runs[command.run_id] = list(self.snapshots[command.directory])
+            return RunReady(LoraShape(4, 0))
         if isinstance(command, CreateRun | RestoreRun):
             self.runs[command.run_id] = [command]
             return RunReady(command.lora if isinstance(command, CreateRun) else LoraShape(4, 0))
@@ -154,6 +162,11 @@ class FakeWorker:
         if isinstance(command, UnloadRun):
             del self.runs[command.run_id]
             return Unloaded()
+        if isinstance(command, Snapshot):
+            if command.directory.is_absolute():
+                fresh_folder(command.directory)
+            self.snapshots[command.directory] = list(self.runs[command.run_id])
+            return Saved(1)
         if isinstance(command, SaveState | ExportRevision):
             fresh_folder(command.directory)
             (command.directory / "weights").write_text(repr(len(self.runs[command.run_id])))
@@ -237,6 +250,7 @@ class FakeJournal:
     outcomes: dict[int, Result | MintError] = field(default_factory=dict)
     finishes: Counter[int] = field(default_factory=Counter)
     histories: list[History] = field(default_factory=list)
+    snapshot: tuple[int, Path] | None = None
     waiters: defaultdict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
     _numbers: count[int] = field(default_factory=count)
 
@@ -259,9 +273,22 @@ class FakeJournal:
     async def history(self, run_id: str) -> History:
         assert run_id == self.run_id
         await asyncio.sleep(0)
-        following = next(number for number in count(max(self.done, default=-1) + 1) if number not in self.outcomes)
-        self.histories.append(History(following, tuple(self.done[number] for number in sorted(self.done))))
+        start, commands = -1, []
+        if self.snapshot is not None:
+            start, folder = self.snapshot
+            commands = [RestoreRun(run_id, folder, with_optimizer=True)]
+        following = next(number for number in count(max(self.done, default=start) + 1) if number not in self.outcomes)
+        commands += [self.done[number] for number in sorted(self.done) if number > start]
+        self.histories.append(History(following, tuple(commands)))
         return self.histories[-1]
+
+    def snapshot_folder(self, run_id: str, seq_id: int) -> Path:
+        return Path(run_id) / str(seq_id)
+
+    async def commit_snapshot(self, run_id: str, seq_id: int, folder: Path, size_bytes: int) -> None:
+        assert size_bytes
+        assert all(number in self.outcomes for number in range(seq_id + 1)), "a result is missing"
+        self.snapshot = seq_id, folder
 
 
 def step(number: int, run_id: str = "run") -> OptimStep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -33,7 +34,7 @@ def sample(outcomes: list[Any], seed: int = 0) -> Ticket:
 
 
 def dispatcher_of(fleet: FakeFleet, journal: FakeJournal) -> Dispatcher:
-    return Dispatcher(fleet, journal, 60.0)  # type: ignore[arg-type]
+    return Dispatcher(fleet, journal, 60.0, math.inf)  # type: ignore[arg-type]
 
 
 def test_runs_and_samples_do_not_wait_for_each_other() -> None:

@@ -18,10 +18,11 @@ CLOSE_SECONDS = 5.0
 class Dispatcher:
     """The live runs and samples of one server process."""
 
-    def __init__(self, fleet: Fleet, journal: Journal, gap_seconds: float) -> None:
+    def __init__(self, fleet: Fleet, journal: Journal, gap_seconds: float, snapshot_seconds: float) -> None:
         self._fleet = fleet
         self._journal = journal
         self._gap_seconds = gap_seconds
+        self._snapshot_seconds = snapshot_seconds
         self._streams: dict[str, tuple[str, RunStream]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         fleet.on_death = self._worker_lost
@@ -59,7 +60,7 @@ class Dispatcher:
 
     def _stream(self, run_id: str, model: str) -> RunStream:
         if run_id not in self._streams:
-            stream = RunStream(run_id, model, self._fleet, self._journal, self._gap_seconds)
+            stream = RunStream(run_id, model, self._fleet, self._journal, self._gap_seconds, self._snapshot_seconds)
             self._streams[run_id] = model, stream
         return self._streams[run_id][1]
 

@@ -65,7 +65,9 @@ def _build(config: ServerConfig) -> Services:
         config=config,
         database=database,
         fleet=fleet,
-        dispatcher=Dispatcher(fleet, ServerJournal(database, catalog), config.gap_seconds),
+        dispatcher=Dispatcher(
+            fleet, ServerJournal(database, catalog, config.snapshot_dir), config.gap_seconds, config.snapshot_seconds
+        ),
         catalog=catalog,
         keys=Keys(config.api_keys),
         results=Results(),

@@ -13,6 +13,7 @@ from mint.store.schema import (
     Checkpoint,
     CustomLoss,
     Run,
+    RunSnapshot,
     Sampler,
     Session,
     checkpoints,
@@ -20,9 +21,10 @@ from mint.store.schema import (
     runs,
     samplers,
     sessions,
+    snapshots,
 )
 
-R = TypeVar("R", Session, Run, Checkpoint, Sampler, CustomLoss)
+R = TypeVar("R", Session, Run, Checkpoint, Sampler, CustomLoss, RunSnapshot)
 
 TABLES: dict[type[Any], Table] = {
     Session: sessions,
@@ -30,10 +32,11 @@ TABLES: dict[type[Any], Table] = {
     Checkpoint: checkpoints,
     Sampler: samplers,
     CustomLoss: custom_losses,
+    RunSnapshot: snapshots,
 }
 
 
-def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler | CustomLoss) -> None:
+def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler | CustomLoss | RunSnapshot) -> None:
     """Add a row."""
     connection.execute(TABLES[type(row)].insert(), asdict(row))
 
@@ -68,6 +71,20 @@ def finish_session(connection: Connection, session_id: str, reason: str, detail:
 def run_ids_of_session(connection: Connection, session_id: str) -> list[str]:
     """The session's runs."""
     return list(connection.scalars(select(runs.c.run_id).where(runs.c.session_id == session_id)))
+
+
+def put_snapshot(connection: Connection, snapshot: RunSnapshot) -> RunSnapshot | None:
+    """Make this the run's snapshot; returns the one before it."""
+    before = find(connection, RunSnapshot, run_id=snapshot.run_id)
+    if before is not None:
+        connection.execute(snapshots.delete().where(snapshots.c.run_id == snapshot.run_id))
+    insert(connection, snapshot)
+    return before
+
+
+def snapshot_folders(connection: Connection) -> set[str]:
+    """Of all snapshots."""
+    return set(connection.scalars(select(snapshots.c.directory)))
 
 
 def put_checkpoint(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = False) -> bool:

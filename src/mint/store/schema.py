@@ -209,12 +209,35 @@ custom_losses = Table(
 
 
 @dataclass(frozen=True)
+class RunSnapshot:
+    """The state of a run after operation `seq_id`; `directory` is relative to the folder of snapshots."""
+
+    run_id: str
+    seq_id: int
+    directory: str
+    size_bytes: int
+    created_at: float
+
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("run_id", String, ForeignKey("runs.run_id"), primary_key=True),
+    Column("seq_id", BigInteger, nullable=False),
+    Column("directory", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
 class Operation:
     """One journaled request and, once there is one, its result.
 
     `stream` and `seq_id` are the client's own numbering (a run, or a sampling session) and identify a retry;
     `payload` is the request body as it came, `payload_type` its content type. `facts` is what it referred to when
-    it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has changed.
+    it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has changed. What
+    lies before a snapshot is never replayed, and its payload is dropped.
     """
 
     request_id: str

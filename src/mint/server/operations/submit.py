@@ -8,15 +8,18 @@ import logging
 from collections.abc import Iterable
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from secrets import token_hex
+from shutil import rmtree
 from time import time
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from mint.dispatch.streams import History, Ticket
-from mint.engine.core import Command, ForwardBackward, Result
+from mint.engine.core import Command, ForwardBackward, RestoreRun, Result
 from mint.errors import BadRequestError, MintError, PermissionDeniedError
 from mint.server.catalog import Catalog
 from mint.server.operations.distillation import ReverseKLPass
@@ -28,7 +31,7 @@ from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeig
 from mint.server.services import Services
 from mint.store import journal, repository
 from mint.store.database import Database
-from mint.store.schema import Operation, Run, Status
+from mint.store.schema import Operation, Run, RunSnapshot, Status
 from mint.wire.numbering import numbering
 from mint.wire.passes import JSON
 
@@ -246,24 +249,47 @@ async def _take_up(services: Services, operation: Operation) -> None:
 
 
 class ServerJournal:
-    """The journal as the dispatcher's recovery reads it.
+    """The journal as the dispatcher's recovery reads it, and the snapshots that recovery begins from."""
 
-    Recovery replays a run from its beginning: nothing but the journal is kept of a run's state.
-    """
-
-    def __init__(self, database: Database, catalog: Catalog) -> None:
+    def __init__(self, database: Database, catalog: Catalog, snapshot_dir: Path) -> None:
         self._database = database
         self._catalog = catalog
+        self._snapshot_dir = snapshot_dir
 
     async def history(self, run_id: str) -> History:
         """See `mint.dispatch.streams.Journal`."""
-        finished = await self._database.transaction(lambda c: journal.finished(c, run_id))
+
+        def read(connection: Connection) -> tuple[RunSnapshot | None, list[Operation]]:
+            snapshot = repository.find(connection, RunSnapshot, run_id=run_id)
+            return snapshot, journal.finished(connection, run_id, snapshot.seq_id if snapshot else -1)
+
+        snapshot, finished = await self._database.transaction(read)
         done = {operation.seq_id for operation in finished}
         # what lies below an executed operation and is not here never arrived, and was waited for long enough
-        executed = max((o.seq_id for o in finished if o.status == Status.DONE), default=-1)
+        before = snapshot.seq_id if snapshot else -1
+        executed = max((o.seq_id for o in finished if o.status == Status.DONE), default=before)
         next_seq_id = next(number for number in count(executed + 1) if number not in done)
         spent = frozenset(number for number in done if number > next_seq_id)
-        return History(next_seq_id, tuple(self._commands(finished)), spent)
+        start = [RestoreRun(run_id, self._snapshot_dir / snapshot.directory, with_optimizer=True)] if snapshot else []
+        return History(next_seq_id, (*start, *self._commands(finished)), spent)
+
+    def snapshot_folder(self, run_id: str, seq_id: int) -> Path:
+        """See `mint.dispatch.snapshots.SnapshotStore`."""
+        return self._snapshot_dir / quote(run_id, safe="") / str(seq_id)
+
+    async def commit_snapshot(self, run_id: str, seq_id: int, folder: Path, size_bytes: int) -> None:
+        """See `mint.dispatch.snapshots.SnapshotStore`."""
+        directory = str(folder.relative_to(self._snapshot_dir))
+
+        def write(connection: Connection) -> RunSnapshot | None:
+            before = repository.put_snapshot(connection, RunSnapshot(run_id, seq_id, directory, size_bytes, time()))
+            journal.drop_payloads(connection, run_id, seq_id)
+            return before
+
+        before = await self._database.transaction(write)
+        # the last one stays for one more round: a database that has lost its power may remember that one
+        kept = {folder.name} | ({Path(before.directory).name} if before else set())
+        await asyncio.to_thread(_remove_others, folder.parent, kept)
 
     def _commands(self, finished: Iterable[Operation]) -> Iterable[Command]:
         for operation in finished:
@@ -273,3 +299,9 @@ class ServerJournal:
                 command = kind.plan(self._catalog, operation, request)
                 if not (isinstance(command, ForwardBackward) and command.forward_only):
                     yield command
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name not in kept:
+            rmtree(path, ignore_errors=True)
