@@ -18,7 +18,7 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mint.models.products import Product, linear
+from mint.models.products import WORTH_ONEDNN, Product, linear
 from mint.models.segments import ActiveSegments, GroupWeights, Stretch, columns_of
 from mint.models.threads import WIDE
 
@@ -50,6 +50,10 @@ class SinglePart:
     columns: Sequence[slice]
     whole: bool
 
+    @property
+    def _is_long(self) -> bool:
+        return bool(self.rows.stop - self.rows.start >= WORTH_ONEDNN)
+
     def _of(self, batch: Tensor) -> Tensor:
         return batch if self.whole else batch[self.rows]
 
@@ -60,9 +64,10 @@ class SinglePart:
 
     def add_forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y[rows] += scale · (x A) B in place, for each layer; returns the (n, R) product x A for the backward pass."""
-        xa, y = self.project(x), self._of(y)
-        for b, columns, ranks in zip(self.weights.b, self.columns, self.weights.ranks, strict=True):
-            y[:, columns].addmm_(xa[:, ranks], b.to(xa.dtype).T, alpha=self.scale)
+        with WIDE.when(self._is_long):
+            xa, y = self.project(x), self._of(y)
+            for b, columns, ranks in zip(self.weights.b, self.columns, self.weights.ranks, strict=True):
+                y[:, columns].addmm_(xa[:, ranks], b.to(xa.dtype).T, alpha=self.scale)
         return xa
 
     def add_backward(self, x: Tensor, xa: Tensor, grads: Sequence[Tensor], grad_x: Tensor | None) -> None:
@@ -73,14 +78,15 @@ class SinglePart:
         weights = self.weights
         if not self.whole:
             grads = [grad[self.rows] for grad in grads]
-        pieces = [torch.mm(grad, b.to(grad.dtype)) for grad, b in zip(grads, weights.b, strict=True)]
-        gb = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-        if grad_x is not None:
-            self._of(grad_x).addmm_(gb, weights.a.to(gb.dtype), alpha=self.scale)
-        if weights.grad_a is not None and weights.grad_b is not None:
-            add_product(weights.grad_a, gb.T, self._of(x), self.scale)
-            for grad_b, grad, ranks in zip(weights.grad_b, grads, weights.ranks, strict=True):
-                add_product(grad_b, grad.T, xa[:, ranks], self.scale)
+        with WIDE.when(self._is_long):
+            pieces = [torch.mm(grad, b.to(grad.dtype)) for grad, b in zip(grads, weights.b, strict=True)]
+            gb = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+            if grad_x is not None:
+                self._of(grad_x).addmm_(gb, weights.a.to(gb.dtype), alpha=self.scale)
+            if weights.grad_a is not None and weights.grad_b is not None:
+                add_product(weights.grad_a, gb.T, self._of(x), self.scale)
+                for grad_b, grad, ranks in zip(weights.grad_b, grads, weights.ranks, strict=True):
+                    add_product(grad_b, grad.T, xa[:, ranks], self.scale)
 
 
 @dataclass(frozen=True)
@@ -193,10 +199,9 @@ class FrozenGroup:
 
     def forward_only(self, x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
         """`product`, of which nothing is kept for a backward pass."""
-        with WIDE:
-            y = self.forward(x)
-            for part in parts:
-                part.add_forward(x, y)
+        y = self.forward(x)
+        for part in parts:
+            part.add_forward(x, y)
         return self.split(y)
 
     def split(self, y: Tensor) -> tuple[Tensor, ...]:
@@ -277,9 +282,8 @@ class _GroupProduct(torch.autograd.Function):
         parts: list[Part],
         anchor: Tensor | None,  # noqa: ARG004  # see ActiveSegments
     ) -> tuple[Tensor, ...]:
-        with WIDE:
-            y = group.forward(x)
-            projected = [part.add_forward(x, y) for part in parts]
+        y = group.forward(x)
+        projected = [part.add_forward(x, y) for part in parts]
         ctx.save_for_backward(x, *projected)
         ctx.group, ctx.parts = group, parts
         return group.split(y)
@@ -288,8 +292,7 @@ class _GroupProduct(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, *projected = ctx.saved_tensors
         group: FrozenGroup = ctx.group
-        with WIDE:
-            grad_x = group.backward(grads) if ctx.needs_input_grad[0] else None
-            for part, xa in zip(ctx.parts, projected, strict=True):
-                part.add_backward(x, xa, grads, grad_x)
+        grad_x = group.backward(grads) if ctx.needs_input_grad[0] else None
+        for part, xa in zip(ctx.parts, projected, strict=True):
+            part.add_backward(x, xa, grads, grad_x)
         return grad_x, None, None, None

@@ -3,10 +3,12 @@
 Threads that wait for each other between two operations must either spin, which ruins everyone's speed as soon as
 another program wants the cores, or sleep, which costs tens of microseconds at every operation. Workers sleep
 (`OMP_WAIT_POLICY`), so an operation that takes no longer than a wake-up runs on one thread: in a small batch that is
-every operation, in a medium one all but products, attention and what is of the vocabulary's size.
+every operation, in a medium one all but products with base weights, attention and what is of the vocabulary's size.
 """
 
 from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
@@ -29,6 +31,10 @@ class _Wide:
         self.many, self.few = many, few
         if few != torch.get_num_threads():
             torch.set_num_threads(few)
+
+    def when(self, is_worth_it: bool) -> AbstractContextManager[None]:
+        """This, or nothing."""
+        return self if is_worth_it else nullcontext()
 
     def __enter__(self) -> None:
         self._depth += 1
