@@ -7,10 +7,11 @@ value that changes nothing.
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator, model_validator
 
+from mint.errors import BadRequestError
 from mint.server.openai.errors import UnsupportedParameterError
 from mint.server.openai.messages import GivenToolChoice, Message, Tool, ToolChoice
 
@@ -127,6 +128,12 @@ class GenerationRequest(Strict):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
+
+    @model_validator(mode="after")
+    def _options_of_a_stream(self) -> Self:
+        if self.stream_options is not None and not self.stream:
+            raise BadRequestError("needs stream to be true", field="stream_options")
+        return self
 
 
 class CompletionRequest(GenerationRequest):
