@@ -129,8 +129,9 @@ def test_one_failure_cancels_the_others(world: OpenAIWorld) -> None:
             asked = asyncio.ensure_future(it.complete(["x", "y"]))
             await it.drawing(2)
             it.draws[0].answer.set_exception(RuntimeError("broken"))
-            with pytest.raises(openai.InternalServerError):
+            with pytest.raises(openai.InternalServerError, match="its log says more") as failed:
                 await asked
+            assert failed.value.type == "server_error"
             await until(it.draws[1].answer.cancelled)
 
     play(scene)

@@ -32,7 +32,8 @@ class Choice(ABC):
         self.finish_reason: str | None = None
         self._stream = text
         self._num_seen = 0
-        self._pieces: list[Piece] = []
+        self._text = ""
+        self._tokens: list[Token] = []
 
     def push(self, tokens: Int32Array, logprobs: FloatArray, top: TopLogprobs | None) -> Piece:
         """Take what has been drawn since the last time, and give what that settles."""
@@ -48,16 +49,9 @@ class Choice(ABC):
         return piece + self._keep(self._stream.end())
 
     def _keep(self, piece: Piece) -> Piece:
-        self._pieces.append(piece)
+        self._text += piece.text
+        self._tokens += piece.tokens
         return piece
-
-    @property
-    def _text(self) -> str:
-        return "".join(piece.text for piece in self._pieces)
-
-    @property
-    def _tokens(self) -> list[Token]:
-        return [token for piece in self._pieces for token in piece.tokens]
 
     @abstractmethod
     def whole(self, prompt: PromptAnswer) -> Json:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -13,6 +14,8 @@ from starlette.exceptions import HTTPException
 from typing_extensions import override
 
 from mint.errors import BadRequestError, MintError
+
+logger = logging.getLogger(__name__)
 
 CODES = {401: "invalid_api_key", 403: "permission_denied", 404: "model_not_found"}
 
@@ -58,6 +61,9 @@ class OpenAIRoute(APIRoute):
             except HTTPException as error:
                 refusal = MintError(str(error.detail))
                 refusal.status = error.status_code
+            except Exception:
+                logger.exception("%s %s failed", request.method, request.url.path)
+                refusal = MintError("an error of the server; its log says more")
             return JSONResponse(error_body(refusal), refusal.status)
 
         return answer

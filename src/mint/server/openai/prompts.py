@@ -20,6 +20,8 @@ from mint.server.openai.tokenizer import Tokenizer
 from mint.server.openai.tools import NoTools, ToolFormat, forced_format, offered_format
 from mint.wire.paths import SCHEMES, CheckpointPath
 
+INT32_MAX = (1 << 31) - 1
+
 
 @dataclass(frozen=True)
 class Target:
@@ -75,7 +77,7 @@ def _completion_prompt(prompt: str | list[int], model: ModelInfo, tokenizer: Tok
     if isinstance(prompt, str):
         tokens, offsets = tokenizer.encode(prompt)
         return Prompt(tokens, prompt, offsets)
-    tokens = np.clip(np.array(prompt), -1, np.iinfo(np.int32).max).astype(np.int32)
+    tokens = np.array([min(max(token, -1), INT32_MAX) for token in prompt], np.int32)  # both ends are refused
     check_token_ids(tokens, model, "prompt")
     return Prompt(tokens, *tokenizer.text_of(prompt))
 

@@ -6,6 +6,7 @@ import codecs
 import inspect
 from collections.abc import Sequence
 from functools import cache
+from threading import Lock
 from typing import Any
 
 import jinja2
@@ -14,6 +15,9 @@ import numpy as np
 from mint.engine.core import Int32Array
 from mint.errors import BadRequestError
 from mint.models.token_bytes import token_bytes
+
+LOADING = Lock()
+"""transformers fails when several threads import it at once."""
 
 
 class Tokenizer:
@@ -84,13 +88,18 @@ def utf8_decoder() -> codecs.IncrementalDecoder:
     return codecs.getincrementaldecoder("utf-8")("replace")
 
 
-@cache
 def load_tokenizer(location: str, vocab_size: int) -> Tokenizer:
     """The tokenizer at `location`, a folder or a Hugging Face name. It is read once; reading takes about a second.
 
     Raises:
         BadRequestError: there is none that can be read here.
     """
+    with LOADING:
+        return _load(location, vocab_size)
+
+
+@cache
+def _load(location: str, vocab_size: int) -> Tokenizer:
     # late: importing it takes as long as starting the rest of the server
     from transformers import PreTrainedTokenizerFast  # noqa: PLC0415
 
