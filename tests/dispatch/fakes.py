@@ -23,8 +23,10 @@ from mint.engine.core import (
     LoadState,
     LoraShape,
     ModelInfo,
+    OnProgress,
     OptimStep,
     Passed,
+    Progress,
     PromptAnswer,
     RestoreRun,
     Result,
@@ -103,14 +105,26 @@ class FakeWorker:
         self.executed: list[Command] = []
         self._deadly = deadly
         self._inbox: deque[tuple[Command, asyncio.Future[Result]]] = deque()
+        self._listeners: list[OnProgress] = []
 
-    def execute(self, command: Command) -> asyncio.Future[Result]:
+    def execute(self, command: Command, on_progress: OnProgress | None = None) -> asyncio.Future[Result]:
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         if self.died.is_set():
             answer.set_exception(WorkerDiedError())
         else:
             self._inbox.append((command, answer))
+            self._listeners += [on_progress] if on_progress is not None else []
         return answer
+
+    def tell(self, progress: Progress) -> None:
+        """To whoever sent something to be streamed."""
+        for listener in self._listeners:
+            listener(progress)
+
+    @property
+    def answers(self) -> list[asyncio.Future[Result]]:
+        """Of the backlog."""
+        return [answer for _, answer in self._inbox]
 
     @property
     def backlog(self) -> list[Command]:

@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from mint.config import EngineConfig, ModelSource, ServerConfig
 from mint.dispatch import fleet
-from mint.engine.core import Command, CreateRun, Result
+from mint.engine.core import Command, CreateRun, OnProgress, Result
 from mint.server.app import create_app
 from mint.server.services import Services
 from mint.wire import messages_pb2 as pb
@@ -33,8 +33,8 @@ class IdleWorker(FakeWorker):
         super().__init__(replace(INFO, name=source.name))
         self.paused = paused
 
-    def execute(self, command: Command) -> asyncio.Future[Result]:
-        answer = super().execute(command)
+    def execute(self, command: Command, on_progress: OnProgress | None = None) -> asyncio.Future[Result]:
+        answer = super().execute(command, on_progress)
         if not self.paused:
             asyncio.get_running_loop().call_soon(self.work)
         return answer

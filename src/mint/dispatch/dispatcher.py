@@ -8,8 +8,8 @@ from contextlib import nullcontext, suppress
 
 from mint.dispatch.fleet import Fleet
 from mint.dispatch.streams import MAX_DEATHS, SUSPECT_DEATHS, Journal, RunStream, Ticket, given_up
-from mint.engine.core import Result, WorkerDiedError
-from mint.errors import MintError
+from mint.engine.core import Command, OnProgress, Progress, Result, WorkerDiedError
+from mint.errors import MintError, UnavailableError
 
 CLOSE_SECONDS = 5.0
 """For the results that have come to be written when the server stops."""
@@ -39,6 +39,33 @@ class Dispatcher:
     def sample(self, ticket: Ticket) -> None:
         """Queue a sample request; samples have no order."""
         self._start(self._sample(ticket))
+
+    async def run(self, model: str, command: Command, on_progress: OnProgress | None = None) -> Result:
+        """Carry out a sample for a caller who waits for it. To cancel this is to cancel the sample.
+
+        When its worker dies it starts over on the next one, unless something of it has been told to `on_progress`.
+
+        Raises:
+            UnavailableError: the worker died while the sample was being streamed.
+            MintError: it failed, or workers die over it.
+        """
+        told = False
+
+        def tell(progress: Progress) -> None:
+            nonlocal told
+            told = True
+            assert on_progress is not None
+            on_progress(progress)
+
+        for deaths in range(MAX_DEATHS):
+            async with self._fleet.suspects(model) if deaths >= SUSPECT_DEATHS else nullcontext():
+                worker = await self._fleet.worker(model)
+                try:
+                    return await worker.execute(command, tell if on_progress is not None else None)
+                except WorkerDiedError:
+                    if told:
+                        raise UnavailableError("the engine worker ended in the middle of this answer") from None
+        raise given_up()
 
     def unload(self, run_id: str) -> None:
         """Free a run, once it has nothing more to do."""
@@ -81,20 +108,8 @@ class Dispatcher:
             await stream.close()
 
     async def _sample(self, ticket: Ticket) -> None:
-        for deaths in range(MAX_DEATHS):
-            async with self._fleet.suspects(ticket.model) if deaths >= SUSPECT_DEATHS else nullcontext():
-                outcome = await self._sample_once(ticket)
-            if outcome is not None:
-                await ticket.finish(outcome)
-                return
-        await ticket.finish(given_up())
-
-    async def _sample_once(self, ticket: Ticket) -> Result | MintError | None:
-        """The outcome, or None if the worker died."""
-        worker = await self._fleet.worker(ticket.model)
         try:
-            return await worker.execute(ticket.command)
-        except WorkerDiedError:
-            return None
+            outcome: Result | MintError = await self.run(ticket.model, ticket.command)
         except MintError as error:
-            return error
+            outcome = error
+        await ticket.finish(outcome)

@@ -19,6 +19,7 @@ from mint.server import errors
 from mint.server.auth import Keys
 from mint.server.body import LimitedBody
 from mint.server.catalog import Catalog
+from mint.server.openai import routes as openai
 from mint.server.operations.submit import ServerJournal, resume
 from mint.server.results import Results
 from mint.server.routes import bootstrap, futures, models, operations, samplers, sessions
@@ -54,6 +55,8 @@ def create_app(config: ServerConfig) -> FastAPI:
     errors.install(app)
     for module in (bootstrap, sessions, models, operations, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
+    for prefix in openai.PREFIXES:
+        app.include_router(openai.router, prefix=prefix)
     return app
 
 

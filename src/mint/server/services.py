@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import dataclass, field
+from time import time
 
 from mint.config import ServerConfig
 from mint.dispatch.dispatcher import Dispatcher
@@ -19,6 +20,7 @@ class Services:
     """The parts of a running server.
 
     Attributes:
+        created_at: when this process began to serve, in Unix seconds.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
     """
 
@@ -29,4 +31,5 @@ class Services:
     catalog: Catalog
     keys: Keys
     results: Results
+    created_at: float = field(default_factory=time)
     started: asyncio.Event = field(default_factory=asyncio.Event)
