@@ -55,14 +55,14 @@ class InProcess:
         self._numbers = count(1)
 
     @classmethod
-    def load(cls, folder: Path, threads: int) -> InProcess:
-        """With a worker's default settings, and that many threads for large batches."""
+    def load(cls, folder: Path, threads: int, config: EngineConfig | None = None) -> InProcess:
+        """With a worker's settings, the default ones if not given, and that many threads for large batches."""
         import torch
 
         from mint.engine.worker import build_engine
 
         torch.set_num_threads(threads)  # an engine keeps to what it finds when it is made
-        engine, _ = build_engine(ModelSource(folder.name, str(folder)), EngineConfig())
+        engine, _ = build_engine(ModelSource(folder.name, str(folder)), config or EngineConfig())
         return cls(engine)
 
     def execute(self, *commands: Command) -> list[Result]:
