@@ -180,11 +180,13 @@ class Request:
     max_tokens: int
 
 
-ARRIVALS = tuple(
-    Request(place * 0.15, rng.choice((16, 40, 80)), rng.choice((8, 16, 32, 64, 96)))
-    for rng in (Random(3),)
-    for place in range(24)
-)
+def arrivals(rng: Random) -> tuple[Request, ...]:
+    return tuple(
+        Request(0.15 * place, rng.choice((16, 40, 80)), rng.choice((8, 16, 32, 64, 96))) for place in range(24)
+    )
+
+
+ARRIVALS = arrivals(Random(3))
 SHORT = 16
 """Requests of at most so many tokens are those whose latency is looked at."""
 

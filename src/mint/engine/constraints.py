@@ -26,6 +26,8 @@ from mint.errors import BadRequestError
 
 Bits = npt.NDArray[np.uint8]
 
+NOTHING_MATCHES = "nothing that this model can write matches it"
+
 NUM_CACHED = 64
 """Compiled grammars that are kept. One takes some kilobytes at first, and more with each state of its lexer."""
 
@@ -71,7 +73,7 @@ class ConstraintState:
         # text that reads like a special token: the library would have the token written for it
         bits &= self._vocabulary.text_or_end if self.may_stop else self._vocabulary.text
         if not bits.any():
-            raise BadRequestError("nothing that this model can write matches it", field=FIELD)
+            raise BadRequestError(NOTHING_MATCHES, field=FIELD)
         return bits
 
     def accept(self, token: int) -> None:
@@ -90,9 +92,8 @@ class ConstraintState:
     def _refuse_error(self) -> None:
         if self._matcher.is_error():
             reason = readable(self._matcher.get_error())
-            if reason.startswith("NoExtension"):
-                reason = "nothing that this model can write matches it"
-            raise BadRequestError(f"the constraint cannot be enforced: {reason}", field=FIELD)
+            message = NOTHING_MATCHES if reason.startswith("NoExtension") else f"cannot be enforced: {reason}"
+            raise BadRequestError(message, field=FIELD)
 
 
 class ConstraintCompiler:

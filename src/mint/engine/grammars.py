@@ -32,7 +32,7 @@ JSON_OPTIONS: JsonCompileOptions = {
 }
 
 DEFINITIONS = ("$defs", "definitions")
-SCHEMA_MAPS = ("properties", "patternProperties", *DEFINITIONS)
+SCHEMA_MAPS = (*DEFINITIONS, "properties", "patternProperties")
 SCHEMA_LISTS = ("anyOf", "oneOf", "allOf", "prefixItems")
 SCHEMA_VALUES = ("items", "additionalProperties")
 """Keywords of JSON Schema under which there are further schemas."""
@@ -40,8 +40,10 @@ SCHEMA_VALUES = ("items", "additionalProperties")
 
 @cache
 def parser_limits() -> LLParserLimits:
-    """Less work than the library allows by itself, for texts of up to `MAX_TEXT_BYTES`; one mask takes a fraction of a
-    second at worst. More items in a row than by itself: an object's optional properties take four each.
+    """How much work the library may do for a grammar.
+
+    Less than it allows by itself, so that to compile or to mask takes a fraction of a second at worst; but more items
+    in a row, of which each optional property of an object takes four.
     """
     return LLParserLimits(
         initial_lexer_fuel=200_000,
@@ -91,7 +93,7 @@ def readable(message: str) -> str:
     return " ".join(message.split())[:300]
 
 
-def _schema_grammar(schema: str | dict[str, Any]) -> str:
+def _schema_grammar(schema: str) -> str:
     return LLMatcher.grammar_from_json_schema(schema, overrides=JSON_OPTIONS)
 
 
@@ -107,7 +109,7 @@ def _narrow(schema: dict[str, Any], fault: str) -> tuple[str, str]:
     place = "#"
     while True:
         for step, inner in _subschemas(schema):
-            found = _fault(_schema_grammar({**root, **inner}))
+            found = _fault(_schema_grammar(json.dumps({**root, **inner})))
             if found:
                 schema, place, fault = inner, f"{place}/{step}", found
                 break
@@ -116,7 +118,7 @@ def _narrow(schema: dict[str, Any], fault: str) -> tuple[str, str]:
 
 
 def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
-    found: list[tuple[str, Any]] = [(key, schema.get(key)) for key in SCHEMA_VALUES]
+    found: list[tuple[str, Any]] = []
     for key in SCHEMA_MAPS:
         entries = schema.get(key)
         if isinstance(entries, dict):
@@ -125,4 +127,5 @@ def _subschemas(schema: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
         entries = schema.get(key)
         if isinstance(entries, list):
             found += [(f"{key}/{place}", entry) for place, entry in enumerate(entries)]
+    found += [(key, schema.get(key)) for key in SCHEMA_VALUES]
     return ((step, inner) for step, inner in found if isinstance(inner, dict))
