@@ -37,6 +37,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TORCH_FREE_ENGINE = {
     "core",
     "channel",
+    "grammars",
     "loss_graph",
     "loss_specs",
     "reverse_kl_spec",

@@ -9,6 +9,7 @@ import numpy as np
 
 from mint.engine.adapters import Adapter
 from mint.engine.blocks import next_key, root_key
+from mint.engine.constraints import ConstraintState
 from mint.engine.core import (
     FloatArray,
     Int32Array,
@@ -32,12 +33,14 @@ class Request:
         number: goes back with its answer.
         cached_tokens: of its prompt, found computed when it was first admitted; None before that.
         scores: what is asked about the prompt; None once it is answered, or when nothing is.
+        constraint: that each of its samples begins with.
     """
 
     number: int
     command: Sample
     adapter: Adapter | None
     scores: PromptScores | None
+    constraint: ConstraintState | None = None
     cached_tokens: int | None = None
     prompt_answer: PromptAnswer = field(default_factory=PromptAnswer)
     finished: dict[int, SampledSequence] = field(default_factory=dict)
@@ -73,6 +76,7 @@ class Continuation:
         computed: tokens whose keys and values are in these blocks.
         tail: the last bytes of its text, as far back as a stop string reaches.
         told: tokens that were sent as progress.
+        constraint: what it may go on with.
     """
 
     request: Request
@@ -85,7 +89,11 @@ class Continuation:
     tops: list[tuple[Int32Array, FloatArray]] = field(default_factory=list)
     tail: bytes = b""
     told: int = 0
+    constraint: ConstraintState | None = field(init=False)
     _keys: list[bytes] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.constraint = self.request.constraint.copy() if self.request.constraint is not None else None
 
     @property
     def num_tokens(self) -> int:

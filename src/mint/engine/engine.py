@@ -20,6 +20,7 @@ import torch
 
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter
+from mint.engine.constraints import ConstraintCompiler
 from mint.engine.core import (
     Cancel,
     Command,
@@ -75,13 +76,14 @@ class Engine:
         name: str,
         config: EngineConfig,
         token_bytes: list[bytes],
+        constraints: ConstraintCompiler,
         deliver: Callable[[Answer], None],
     ) -> None:
         self._deliver = deliver
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self._scheduler = Scheduler(config.max_batch_tokens, config.max_resident_runs)
         self._trainer = Trainer(model, name, config)
-        self._generator = Generator(model, config, token_bytes)
+        self._generator = Generator(model, config, token_bytes, constraints)
         self._revisions = RevisionCache(model.sites, model.device, config.revision_cache_bytes)
         self._passes: tuple[tuple[int, ...], PassExecution | Distillation] | None = None
         self._first_halves: dict[int, Passed | MintError | None] = {}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter
+from mint.engine.constraints import ConstraintCompiler, mask_logits
 from mint.engine.continuations import Continuation, Request
 from mint.engine.core import Progress, Sample, Sampled, StopReason
 from mint.engine.kv_cache import KVCache
@@ -40,11 +41,19 @@ class Generator:
 
     Args:
         token_bytes: the bytes of each token of the vocabulary, for stop strings.
+        constraints: of the model's tokenizer.
     """
 
-    def __init__(self, model: CausalLM, config: EngineConfig, token_bytes: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        config: EngineConfig,
+        token_bytes: Sequence[bytes],
+        constraints: ConstraintCompiler,
+    ) -> None:
         self._model = model
         self._token_bytes = token_bytes
+        self._constraints = constraints
         self._cache = KVCache(model, config)
         self._schedule = SampleSchedule(config, self._cache.num_blocks, self._cache.block_size)
         self._stacks = StackCache()
@@ -63,7 +72,7 @@ class Generator:
         """Queue a request; `number` comes back with its result.
 
         Raises:
-            BadRequestError: there is nothing to sample, or the cache could never hold it.
+            BadRequestError: there is nothing to sample, the cache could never hold it, or its constraint cannot be met.
         """
         wanted = len(command.prompt) + command.params.max_tokens
         if min(len(command.prompt), command.num_samples, command.params.max_tokens) < 1:
@@ -75,7 +84,9 @@ class Generator:
                 field="sampling_params.max_tokens",
             )
         scores = PromptScores(command) if is_asked(command.query) else None
-        self._schedule.add(Continuation(Request(number, command, adapter, scores), 0, command.num_samples - 1))
+        constraint = command.params.constraint
+        start = self._constraints.start(constraint) if constraint is not None else None
+        self._schedule.add(Continuation(Request(number, command, adapter, scores, start), 0, command.num_samples - 1))
 
     def cancel(self, number: int) -> None:
         """Give up a request, if it is still in progress; its blocks are free at once."""
@@ -169,6 +180,9 @@ class Generator:
         """One token for each row of (B, E) hidden states."""
         segments = adapter_segments([c.request.adapter for c in drawing], [1] * len(drawing))
         logits = self._model.head.logits(hidden, segments)
+        constrained = {row: c.constraint for row, c in enumerate(drawing) if c.constraint is not None}
+        for row, error in mask_logits(logits, constrained).items():
+            drawing[row].request.error = error
         params = [c.request.command.params for c in drawing]
         with WIDE:
             return draw(logits, params, [c.index for c in drawing], [len(c.tokens) for c in drawing])
@@ -177,6 +191,8 @@ class Generator:
         """Append what was drawn and end the continuations that it completes."""
         values = zip(drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True)
         for row, (continuation, (token, logprob)) in enumerate(zip(drawing, values, strict=True)):
+            if continuation.request.error is not None:
+                continue
             continuation.tokens.append(token)
             continuation.logprobs.append(logprob)
             if wanted := continuation.request.command.top_logprobs:
@@ -186,12 +202,16 @@ class Generator:
                 continuation.request.error = BadRequestError(
                     "the logits are not finite: these weights have diverged, sample an earlier checkpoint"
                 )
-            elif (reason := self._stop_reason(continuation, token)) is not None:
+                continue
+            if continuation.constraint is not None:
+                continuation.constraint.accept(token)
+            if (reason := self._stop_reason(continuation, token)) is not None:
                 continuation.finish(reason)
 
     def _stop_reason(self, continuation: Continuation, token: int) -> StopReason | None:
         params = continuation.request.command.params
-        if token in params.stop_token_ids:
+        is_complete = continuation.constraint is not None and continuation.constraint.must_stop
+        if is_complete or token in params.stop_token_ids:
             return "stop"
         if params.stop_bytes:
             text = continuation.tail + self._token_bytes[token]

@@ -24,6 +24,7 @@ import torch
 
 from mint.config import EngineConfig, ModelSource
 from mint.engine import channel
+from mint.engine.constraints import ConstraintCompiler
 from mint.engine.core import Command, ModelInfo
 from mint.engine.engine import Answer, Engine
 from mint.errors import MintError, ModelLoadError
@@ -50,7 +51,9 @@ def build_engine(
     model = load(location, *_placement(config), checkpointing=config.gradient_checkpointing)
     tokenizer = load_tokenizer(location)
     vocab_size, max_context_length = model.config.vocab_size, model.config.max_position_embeddings
-    engine = Engine(model, source.name, config, token_bytes(tokenizer, vocab_size), deliver)
+    ends = stop_token_ids(location, model.config, tokenizer)
+    constraints = ConstraintCompiler(tokenizer, vocab_size, ends)
+    engine = Engine(model, source.name, config, token_bytes(tokenizer, vocab_size), constraints, deliver)
     info = ModelInfo(
         name=source.name,
         tokenizer=str(folder) if Path(location).is_dir() else location,
@@ -58,7 +61,7 @@ def build_engine(
         vocab_size=vocab_size,
         max_context_length=max_context_length,
         max_sample_length=min(max_context_length, engine.sample_capacity),
-        stop_token_ids=stop_token_ids(location, model.config, tokenizer),
+        stop_token_ids=ends,
         max_lora_rank=config.max_lora_rank,
         num_parameters=model.num_parameters,
     )
