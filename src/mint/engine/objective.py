@@ -23,7 +23,7 @@ from mint.engine.adapters import Adapter
 from mint.engine.core import Datum, FloatArray, ForwardBackward, Int32Array, Int64Array
 from mint.engine.corrections import corrected_importance_sampling
 from mint.engine.graph_runner import run_graph
-from mint.engine.loss_graph import LossGraph
+from mint.engine.loads import datum_work
 from mint.engine.loss_specs import LOSS_SPECS
 from mint.engine.losses import LOSSES, Datums
 from mint.engine.rollout_correction import RolloutCorrection
@@ -49,15 +49,18 @@ class Item:
 
 @dataclass
 class Tally:
-    """What has been summed up for one pass: its loss, and by name sums that become means over `counts`."""
+    """What has been summed up for one pass: its loss, the elements that a custom loss went through, and by name sums
+    that become means over `counts`."""
 
     loss: float = 0.0
+    work: int = 0
     sums: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
     counts: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
 
     def add(self, other: Tally) -> None:
         """Take in what another micro-batch has summed up."""
         self.loss += other.loss
+        self.work += other.work
         for name in other.sums:
             self.sums[name] += other.sums[name]
             self.counts[name] += other.counts[name]
@@ -143,6 +146,7 @@ class BatchObjective:
         self._parts = list(_parts(passes, items, sizes, self._order, weight_scales, device))
         self.per_token = all(part.per_token for part in self._parts)
         self._items = items
+        self._slopes = torch.zeros(len(ordered), device=device)
 
     def gradient(self, logprobs: Tensor, pairs: slice) -> Tensor:
         """See `Objective`."""
@@ -154,7 +158,9 @@ class BatchObjective:
                 if first < stop:
                     within = slice(first - part.pairs.start, stop - part.pairs.start)
                     losses.append(part.loss(leaf[first - pairs.start : stop - pairs.start], within))
-            return torch.autograd.grad(losses, leaf)[0]
+            grad = torch.autograd.grad(losses, leaf)[0]
+        self._slopes[pairs] = grad
+        return grad
 
     def survey(self, logprobs: Tensor) -> Iterator[tuple[int, Survey]]:
         """The importance weights of each pass that corrects them, from the log-probabilities of all pairs."""
@@ -175,11 +181,19 @@ class BatchObjective:
 
     def by_datum(self, logprobs: Tensor) -> Iterator[tuple[Item, FloatArray]]:
         """The log-probabilities of each item's targets, in the targets' shape, from those of all pairs."""
-        values = np.empty(len(self._order), np.float32)
-        values[self._order] = logprobs.cpu().numpy()
-        pieces = np.split(values, self._borders[1:-1])
+        pieces = np.split(self._item_by_item(logprobs), self._borders[1:-1])
         for item, piece, shape in zip(self._items, pieces, self._shapes, strict=True):
             yield item, piece.reshape(shape)
+
+    def slopes(self) -> Iterator[tuple[Item, float]]:
+        """The largest |∂loss / ∂logprob| of each item, once all gradients have been computed."""
+        steepest = np.maximum.reduceat(np.abs(self._item_by_item(self._slopes)), self._borders[:-1])
+        yield from zip(self._items, steepest.tolist(), strict=True)
+
+    def _item_by_item(self, of_pairs: Tensor) -> FloatArray:
+        values = np.empty(len(self._order), np.float32)
+        values[self._order] = of_pairs.cpu().numpy()
+        return values
 
 
 def _parts(
@@ -198,7 +212,7 @@ def _parts(
         share = _Share(slice(start, stop), list(mine), list(counts), order[start:stop] - start, device)
         command = passes[mine[0].owner]
         if command.loss_graph is not None:
-            yield GraphPart(share, command.loss_graph)
+            yield GraphPart(share, command)
         elif command.rollout_correction is not None:
             yield CorrectedPart(share, command, weight_scales.get(mine[0].owner, 1.0))
         else:
@@ -270,13 +284,24 @@ def not_finite(index: int) -> BadRequestError:
     )
 
 
-def overflow() -> BadRequestError:
-    """The refusal of a pass whose losses are finite and whose gradients are not."""
-    return BadRequestError(
-        "the gradients of this pass overflow, and were not added: its weights or advantages are too large, "
-        "or the run's weights have diverged",
-        field="data",
-    )
+STEEP = 1e12
+"""A slope that no loss of use has: gradients overflow at the latest when their norm is 1e19."""
+
+
+def overflow(slopes: Mapping[int, float]) -> BadRequestError:
+    """The refusal of a pass whose losses are finite and whose gradients are not.
+
+    Args:
+        slopes: by datum, the largest |∂loss / ∂logprob|. The steepest datum is named, if that explains the overflow.
+    """
+    slopes = {index: slope if np.isfinite(slope) else np.inf for index, slope in slopes.items()}
+    steepest = max(slopes, key=slopes.__getitem__)
+    text = "the gradients of this pass overflow, and were not added: "
+    if slopes[steepest] < STEEP:
+        text += "no datum's loss is so steep that it explains this, so the run's weights have diverged"
+        return BadRequestError(text, field="data")
+    text += f"|∂loss / ∂logprob| is {slopes[steepest]:.3g} in this datum, its weights or advantages are too large"
+    return BadRequestError(text, field=f"data[{steepest}]", datum=steepest)
 
 
 class TokenPart:
@@ -352,10 +377,10 @@ class GraphPart:
 
     per_token = False
 
-    def __init__(self, share: _Share, graph: LossGraph) -> None:
+    def __init__(self, share: _Share, command: ForwardBackward) -> None:
         self.pairs = share.pairs
         self._share = share
-        self._graph = graph
+        self._command = command
         self._tally = Tally()
         places = np.empty(len(share.order), np.int64)
         places[share.order] = np.arange(len(share.order))
@@ -370,8 +395,11 @@ class GraphPart:
 
     def _datum(self, logprobs: Tensor, item: Item) -> Tensor:
         inputs = {name: torch.from_numpy(value).to(logprobs.device) for name, value in item.datum.loss_inputs.items()}
+        graph = self._command.loss_graph
+        assert graph is not None
         try:
-            loss, metrics = run_graph(self._graph, logprobs.view(inputs["target_tokens"].shape), inputs)
+            self._tally.work += datum_work(self._command, item.datum)
+            loss, metrics = run_graph(graph, logprobs.view(inputs["target_tokens"].shape), inputs)
         except BadRequestError as error:
             error.args, error.datum = (f"{error}; this is for data[{item.index}]",), item.index
             raise
