@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mint.engine.adapters import Adapter
 from mint.engine.core import Distilled, Int32Array, ReverseKL, ReverseKLDatum
-from mint.engine.objective import not_finite, overflow
+from mint.engine.loss_refusals import not_finite, overflow
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, pack_shared
 from mint.engine.prefixes import sharing_order

@@ -20,7 +20,9 @@ from mint.engine.core import AdamParams, FloatArray, ForwardBackward, LoraShape,
 from mint.engine.corrections import batch_scale
 from mint.engine.distillation import Distillation
 from mint.engine.loads import check_pass_work, loss_load
-from mint.engine.objective import BatchObjective, Item, Survey, Tally, combined, overflow
+from mint.engine.loss_parts import Item, Survey, Tally
+from mint.engine.loss_refusals import overflow
+from mint.engine.objective import BatchObjective, combined
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, micro_batches, pack_shared
 from mint.engine.residency import Residents
