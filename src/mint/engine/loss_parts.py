@@ -176,12 +176,11 @@ class _Share:
         with np.errstate(all="ignore"):
             by_item = np.add.reduceat(values, np.cumsum([0, *self.sizes])[:-1])
         for owner, members in groupby(zip(self.items, by_item, strict=True), key=lambda member: member[0].owner):
-            tally = Tally()
-            for item, loss in members:
-                if not np.isfinite(loss):
-                    raise not_finite(item.index)
-                tally.loss += float(loss)
-            yield owner, tally
+            losses = {item.index: float(loss) for item, loss in members}
+            bad = [index for index, loss in losses.items() if not np.isfinite(loss)]
+            if bad:
+                raise not_finite(min(bad))
+            yield owner, Tally(sum(losses.values()))
 
 
 class TokenPart:
