@@ -108,7 +108,7 @@ class Tree:
         for child in below:
             self.grow(child, path)
         if below:
-            self.prefixes.append(Prefix(start, start + length, sum(self.lengths)))
+            self.prefixes.append(Prefix(start, start + length, start + length, sum(self.lengths)))
 
 
 trees = st.recursive(
@@ -123,6 +123,15 @@ def test_shared_prefixes_equal_each_sequence_by_itself(shapes: list[object]) -> 
     for shape in shapes:
         tree.grow(shape, [])
     check(PackedCausal(tree.lengths, tree.prefixes), paths_seen(tree.paths, None, sum(tree.lengths)))
+
+
+def test_a_prefix_may_be_a_part_of_a_stretch_and_lie_anywhere_in_front() -> None:
+    """Twigs of one branch of 9 tokens: two leave it after 6, of which the second has a twig of its own, one after 2."""
+    branch, first, second, twig, last = stretches(lengths := [9, 3, 5, 2, 4])
+    prefixes = [Prefix(0, 6, 9, 19), Prefix(12, 14, 17, 19), Prefix(0, 2, 19, 23)]
+    six, two = slice(0, 6), slice(0, 2)
+    paths = [[branch], [six, first], [six, second], [six, slice(12, 14), twig], [two, last]]
+    check(PackedCausal(lengths, prefixes), paths_seen(paths, None, sum(lengths)))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

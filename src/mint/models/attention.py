@@ -35,10 +35,11 @@ class AttentionPlan(Protocol):
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens start ≤ t < stop of a batch, which all tokens from stop up to `end` see as well as themselves."""
+    """Tokens start ≤ t < stop of a batch, which all tokens first ≤ t < end, of other stretches, see as well."""
 
     start: int
     stop: int
+    first: int
     end: int
 
     @property
@@ -49,7 +50,7 @@ class Prefix:
     @property
     def below(self) -> slice:
         """Those that see it."""
-        return slice(self.stop, self.end)
+        return slice(self.first, self.end)
 
     def block(self, query: Tensor, key: Tensor, value: Tensor) -> Block:
         """The queries below it and its own keys and values."""
