@@ -19,9 +19,10 @@ class Presence:
         """Clients can be heard from now on."""
         self._started = monotonic()
 
-    def beat(self, session_id: str) -> None:
-        """A session's client lives."""
-        self._seen[session_id] = monotonic()
+    def beat(self, session_id: str | None) -> None:
+        """A session's client lives: it says so, sends something, or waits for a result."""
+        if session_id is not None:
+            self._seen[session_id] = monotonic()
 
     def absent(self, session_id: str, seconds: float) -> bool:
         """Whether nothing was heard of a session for longer than this."""

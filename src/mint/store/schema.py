@@ -243,6 +243,12 @@ class Operation:
     result: bytes | None = None
     finished_at: float | None = None
 
+    @property
+    def session_id(self) -> str | None:
+        """The session it belongs to, if it does to one: the ids of runs and samplers begin with their session's."""
+        session_id, separator, _ = self.stream.partition(":")
+        return session_id if separator else None
+
 
 operations = Table(
     "operations",

@@ -59,12 +59,11 @@ class AsyncSample(Kind[SampleRequest]):
     def resolve(self, connection: Connection, catalog: Catalog, request: SampleRequest, owner: str) -> dict[str, Any]:
         if request.sampling_session_id is None:
             model, _, directory = access.sample_source(connection, request.base_model, request.model_path, owner)
-            session_id = None
         else:
             sampler = access.sampler(connection, request.sampling_session_id, owner)
-            session_id = access.session(connection, sampler.session_id, owner).session_id
+            access.session(connection, sampler.session_id, owner)
             model, directory = sampler.base_model, sampler.directory
-        return {"model": model, "directory": directory, "session": session_id, "num_samples": request.num_samples}
+        return {"model": model, "directory": directory, "num_samples": request.num_samples}
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SampleRequest) -> Sample:

@@ -163,8 +163,7 @@ def _dispatch(services: Services, kind: Kind[R], operation: Operation, request: 
     services.results.expect(operation)
     what = operation.request_id, operation.seq_id, operation.facts["model"]
     if isinstance(command, Sample):
-        who = operation.owner, operation.facts.get("session")
-        services.samples.add(SampleTicket(*what, command, finish, *who))
+        services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.session_id))
     else:
         services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
 

@@ -42,8 +42,7 @@ async def retrieve_future(request: RetrieveFutureRequest, http: Request, service
     if found is None:
         raise GoneError(f"{request_id} is unknown or has expired", field="request_id")
     access.owned(found, owner, "request_id", request_id)
-    if (session_id := found.facts.get("session")) is not None:
-        services.presence.beat(session_id)
+    services.presence.beat(found.session_id)
     if found.status == Status.PENDING and services.results.find(request_id) is None:
         # the journal has it, and this process does not work on it; asked at once, the client would ask again at once
         await asyncio.sleep(services.config.long_poll_seconds)
