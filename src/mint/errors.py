@@ -81,7 +81,7 @@ class TooLargeError(MintError):
     category = "user"
 
 
-class CancelledError(MintError):
+class OperationCancelledError(MintError):
     """Whoever asked for it does not want it any more, or has gone."""
 
     status = 410

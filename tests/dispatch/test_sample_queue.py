@@ -12,7 +12,7 @@ import pytest
 from mint.dispatch import rate
 from mint.dispatch.sample_queue import SampleQueue, SampleTicket, Wait
 from mint.engine.core import Command, Sample, Sampled, SamplingParams
-from mint.errors import CancelledError, MintError
+from mint.errors import MintError, OperationCancelledError
 
 from .fakes import MODEL, FakeFleet, settle, work_off
 
@@ -187,7 +187,7 @@ def test_a_cancelled_request_leaves_wherever_it_is() -> None:
         for name in "abc":
             line.add(name)
         await settle()
-        error = CancelledError("no")
+        error = OperationCancelledError("no")
         await line.queue.cancel(["a", "c", "unknown"], error)
         assert line.outcomes == {"a": [error], "b": [], "c": [error]}
         await settle()
@@ -213,7 +213,7 @@ def test_a_cancellation_on_the_heels_of_the_result_finishes_once(turns: int) -> 
         worker.work()
         for _ in range(turns):
             await asyncio.sleep(0)
-        await line.queue.cancel(["a"], CancelledError("no"))
+        await line.queue.cancel(["a"], OperationCancelledError("no"))
         await asyncio.sleep(0.1)
         await work_off(line.fleet)
         await asyncio.sleep(0.1)
@@ -226,7 +226,7 @@ def test_a_request_cancelled_before_its_worker_is_there_frees_its_place() -> Non
     async def scene() -> None:
         line = Line(window=1)
         line.add("a")
-        await line.queue.cancel(["a"], CancelledError("no"))
+        await line.queue.cancel(["a"], OperationCancelledError("no"))
         line.add("b")
         line.fleet.start()
         await work_off(line.fleet)

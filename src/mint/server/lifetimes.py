@@ -11,7 +11,7 @@ import logging
 from functools import partial
 from shutil import rmtree
 
-from mint.errors import CancelledError
+from mint.errors import OperationCancelledError
 from mint.server.services import Services
 from mint.store import repository
 
@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 async def cancel_samples(services: Services, session_id: str, reason: str) -> None:
     """Give up a session's samples; each fails with the reason."""
-    await services.samples.cancel(services.samples.of_session(session_id), CancelledError(reason))
+    await services.samples.cancel(services.samples.of_session(session_id), OperationCancelledError(reason))
 
 
 async def discard_revisions(services: Services, session_id: str) -> None:

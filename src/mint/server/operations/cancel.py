@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mint.errors import BadRequestError, CancelledError, GoneError
+from mint.errors import BadRequestError, GoneError, OperationCancelledError
 from mint.server import access
 from mint.server.operations.sampling import AsyncSample
 from mint.server.operations.submit import fail
@@ -26,7 +26,7 @@ async def cancel(services: Services, request_id: str, owner: str) -> None:
     access.owned(found, owner, "request_id", request_id)
     if found.kind != AsyncSample.name:
         raise BadRequestError(f"is {found.kind}; only samples can be cancelled", field="request_id")
-    error = CancelledError("the sample was cancelled")
+    error = OperationCancelledError("the sample was cancelled")
     await services.samples.cancel([request_id], error)
     if found.status == Status.PENDING and not here:
         await fail(services, found, error)  # it waits in the journal for a model that is not served now

@@ -95,7 +95,7 @@ def _revision(catalog: Catalog, directory: str | None) -> Revision | None:
     folder = catalog.checkpoint_dir / directory
     if not folder.is_dir():
         raise GoneError(
-            "its weights are gone: they had no name, and lived until nothing was heard of their session any more",
+            "its weights are gone: those without a name are kept while the client of their session is heard of",
             field="sampling_session_id",
         )
     return Revision(directory, folder)
