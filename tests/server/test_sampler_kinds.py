@@ -130,12 +130,12 @@ def test_revisions_without_a_name_end_with_their_session(serve: Serve, tmp_path:
 
 def test_revisions_without_a_name_end_when_the_client_has_gone(serve: Serve, tmp_path: Path) -> None:
     async def scene() -> None:
-        async with serve(session_timeout_seconds=0.4) as world:
+        async with serve(session_timeout_seconds=0.8) as world:
             session, other = await world.alice.session(), await world.alice.session()
             run, staying = await world.alice.run(session), await world.alice.run(other)
             gone, kept = await save(world, run, 1, 0), await save(world, staying, 1, 0)
             for _ in range(8):
-                await asyncio.sleep(0.1)
+                await asyncio.sleep(0.15)
                 await world.alice.ok("session_heartbeat", {"session_id": other})
             assert len(folders(tmp_path / "data")) == 1
             assert await weights(world, kept, 0) == "1"
