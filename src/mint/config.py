@@ -73,6 +73,10 @@ class ServerConfig:
             goes on sending one for 300.
         snapshot_seconds: between two snapshots of a run that is in training; a recovery computes about so much again.
         max_body_bytes: largest request body, after decompression.
+        max_waiting_samples: sample requests of one key that may wait for a place in a worker; the next is told to come
+            again.
+        session_timeout_seconds: how long a session is believed in without a heartbeat, which the SDK sends every 10;
+            then its samples are cancelled and its revisions without a name removed.
     """
 
     data_dir: Path
@@ -85,6 +89,8 @@ class ServerConfig:
     gap_seconds: float = 300.0
     snapshot_seconds: float = 10.0
     max_body_bytes: int = 256 << 20
+    max_waiting_samples: int = 4096
+    session_timeout_seconds: float = 300.0
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     @property

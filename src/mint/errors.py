@@ -14,12 +14,14 @@ class MintError(Exception):
     Attributes:
         status: HTTP status of a response that carries this error.
         category: the SDK's category of a failed future: "user" or "server".
+        retry_after: seconds after which a client may ask again; None where asking again is of no use.
         field: path of the offending field in the request, such as `data[3].loss_fn_inputs.weights`.
         datum: index of the offending datum in the request's `data`, where there is one.
     """
 
     status = 500
     category = "server"
+    retry_after: int | None = None
 
     def __init__(self, message: str, *, field: str | None = None, datum: int | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message)
@@ -77,6 +79,27 @@ class TooLargeError(MintError):
 
     status = 413
     category = "user"
+
+
+class OperationCancelledError(MintError):
+    """Whoever asked for it does not want it any more, or has gone."""
+
+    status = 410
+    category = "user"
+
+
+class BusyError(MintError):
+    """More is waiting than this server lets wait; the same request may succeed in a moment.
+
+    Args:
+        limit: samples of one owner that may wait.
+    """
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} samples of yours wait for a place, and no more may: send this one again later")
+
+    status = 429
+    retry_after = 1
 
 
 class UnavailableError(MintError):

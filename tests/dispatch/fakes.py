@@ -28,6 +28,7 @@ from mint.engine.core import (
     Passed,
     Progress,
     PromptAnswer,
+    PromptQuery,
     RestoreRun,
     Result,
     ReverseKL,
@@ -39,6 +40,7 @@ from mint.engine.core import (
     SaveState,
     Snapshot,
     Stepped,
+    TopLogprobs,
     TrainStep,
     Unloaded,
     UnloadRun,
@@ -103,7 +105,9 @@ class FakeWorker:
         self.died = asyncio.Event()
         self.runs: dict[str, list[Command]] = {}
         self.executed: list[Command] = []
+        self.cancelled: list[Command] = []
         self._deadly = deadly
+        self._prompts: list[list[int]] = []
         self._inbox: deque[tuple[Command, asyncio.Future[Result]]] = deque()
         self._listeners: list[OnProgress] = []
 
@@ -114,7 +118,12 @@ class FakeWorker:
         else:
             self._inbox.append((command, answer))
             self._listeners += [on_progress] if on_progress is not None else []
+            answer.add_done_callback(lambda done: self._cancel(command) if done.cancelled() else None)
         return answer
+
+    def _cancel(self, command: Command) -> None:
+        self._inbox = deque(entry for entry in self._inbox if entry[0] is not command)
+        self.cancelled.append(command)
 
     def tell(self, progress: Progress) -> None:
         """To whoever sent something to be streamed."""
@@ -164,7 +173,9 @@ class FakeWorker:
 
     def _execute(self, command: Command) -> Result | MintError:
         if isinstance(command, Sample):
-            return _sampled(command)
+            cached = command.prompt.tolist() in self._prompts
+            self._prompts.append(command.prompt.tolist())
+            return replace(_sampled(command), cached_tokens=len(command.prompt) - 1 if cached else 0)
         if isinstance(command, RestoreRun) and command.directory in self.snapshots:
             self.runs[command.run_id] = list(self.snapshots[command.directory])
             return RunReady(LoraShape(4, 0))
@@ -210,10 +221,33 @@ class FakeWorker:
 
 def _sampled(command: Sample) -> Sampled:
     tokens = np.arange(command.params.max_tokens, dtype=np.int32) % 90 + 3
-    sequence = SampledSequence(tokens, np.full(len(tokens), -0.5, np.float32), "length")
-    prompt = np.full(len(command.prompt), -1.0, np.float32)
-    prompt[0] = np.nan
-    return Sampled((sequence,) * command.num_samples, PromptAnswer(prompt if command.query.last else None))
+    top = _likeliest(len(tokens), command.top_logprobs) if command.top_logprobs else None
+    sequence = SampledSequence(tokens, np.full(len(tokens), -0.5, np.float32), "length", top)
+    return Sampled((sequence,) * command.num_samples, _answered(command.query, len(command.prompt)))
+
+
+def _answered(query: PromptQuery, length: int) -> PromptAnswer:
+    """A log-probability of −1 for every token of the prompt, and −id / 8 for every other that is asked for."""
+    unasked = length - query.last
+    logprobs = np.full(length, -1, np.float32)
+    logprobs[:unasked] = np.nan
+    top = _likeliest(length, query.top)
+    top.tokens[:unasked], top.logprobs[:unasked] = -1, -np.inf
+    targets = query.targets
+    if targets is not None:
+        targets = np.where(targets < 0, np.nan, targets / -8).astype(np.float32)
+    return PromptAnswer(
+        logprobs=logprobs if query.last else None,
+        top=top if query.top else None,
+        targets=targets,
+        alternatives=_likeliest(length - 1, query.alternatives) if query.alternatives else None,
+    )
+
+
+def _likeliest(positions: int, count: int) -> TopLogprobs:
+    """The same at every position: 1, 2, …"""
+    tokens = np.tile(np.arange(1, count + 1, dtype=np.int32), (positions, 1))
+    return TopLogprobs(tokens, (tokens / -8).astype(np.float32))
 
 
 class FakeFleet:

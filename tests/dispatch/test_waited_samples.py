@@ -7,19 +7,20 @@ import asyncio
 import numpy as np
 import pytest
 
-from mint.dispatch.dispatcher import Dispatcher
+from mint.dispatch.sample_queue import SampleQueue
 from mint.engine.core import Progress, Sample, Sampled, SamplingParams
 from mint.errors import MintError, UnavailableError
 
-from .fakes import MODEL, FakeFleet, FakeJournal, settle, work_off
-from .test_dispatcher import dispatcher_of, play
+from .fakes import MODEL, FakeFleet, settle, work_off
+from .test_dispatcher import play
 
 SAMPLE = Sample(None, np.array([1], np.int32), 1, SamplingParams(max_tokens=1, seed=0), stream=True)
 DRAWN = Progress({0: (np.array([5], np.int32), np.array([-1.0], np.float32), None)})
 
 
-def asked(dispatcher: Dispatcher, heard: list[Progress]) -> asyncio.Future[object]:
-    return asyncio.ensure_future(dispatcher.run(MODEL, SAMPLE, heard.append))
+def asked(fleet: FakeFleet, heard: list[Progress]) -> asyncio.Future[object]:
+    queue = SampleQueue(fleet, window=4, max_waiting=4)  # type: ignore[arg-type]
+    return asyncio.ensure_future(queue.run(MODEL, SAMPLE, "alice", heard.append))
 
 
 def test_progress_is_passed_on_and_the_result_returned() -> None:
@@ -27,7 +28,7 @@ def test_progress_is_passed_on_and_the_result_returned() -> None:
         fleet = FakeFleet()
         worker = fleet.start()
         heard: list[Progress] = []
-        answer = asked(dispatcher_of(fleet, FakeJournal()), heard)
+        answer = asked(fleet, heard)
         await settle()
         worker.tell(DRAWN)
         assert heard == [DRAWN]
@@ -41,7 +42,7 @@ def test_a_caller_that_goes_cancels_the_sample() -> None:
     async def scene() -> None:
         fleet = FakeFleet()
         worker = fleet.start()
-        answer = asked(dispatcher_of(fleet, FakeJournal()), [])
+        answer = asked(fleet, [])
         await settle()
         (sent,) = worker.answers
         answer.cancel()
@@ -56,7 +57,7 @@ def test_a_death_is_hidden_until_something_has_been_told(told: bool) -> None:
     async def scene() -> None:
         fleet = FakeFleet()
         worker = fleet.start()
-        answer = asked(dispatcher_of(fleet, FakeJournal()), [])
+        answer = asked(fleet, [])
         await settle()
         if told:
             worker.tell(DRAWN)
@@ -75,7 +76,7 @@ def test_a_death_is_hidden_until_something_has_been_told(told: bool) -> None:
 def test_a_sample_that_kills_workers_is_given_up() -> None:
     async def scene() -> None:
         fleet = FakeFleet(deadly=lambda command: command is SAMPLE)
-        answer = asked(dispatcher_of(fleet, FakeJournal()), [])
+        answer = asked(fleet, [])
         while not answer.done():
             if fleet.current is None:
                 fleet.start()

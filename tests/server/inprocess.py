@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -11,6 +12,7 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 
 from mint.config import EngineConfig, ModelSource, ServerConfig
@@ -170,6 +172,25 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
             yield World(app, workers, Api(http, ALICE), Api(http, BOB))
 
     return start
+
+
+@asynccontextmanager
+async def listening(world: World, requests: Counter[str] | None = None) -> AsyncIterator[str]:
+    """The address at which the application can be reached; requests are counted by path."""
+    seen = requests if requests is not None else Counter()
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        seen[scope["path"].rpartition("/")[2]] += 1
+        await world.app(scope, receive, send)
+
+    server = uvicorn.Server(uvicorn.Config(counting, port=0, lifespan="off", log_config=None))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield f"http://{host}:{port}"
+    server.should_exit = True
+    await serving
 
 
 def play(scene: Callable[[], Awaitable[None]]) -> None:

@@ -401,7 +401,7 @@ def test_what_lies_before_a_snapshot_is_not_computed_again(serve: Serve, tmp_pat
             kept = {number for number, payload in await payloads(world, run) if payload}
             assert kept == set(range(snapshot.seq_id + 1, 9))
             world.worker.paused = True
-            state = list(world.worker.runs[run])
+            state = kinds(world, run)
             future = (await world.alice.pass_(run, 9)).json()
             folder = killed(tmp_path / "data")
         # the fake worker's snapshots are in its memory, by their folder
@@ -412,7 +412,7 @@ def test_what_lies_before_a_snapshot_is_not_computed_again(serve: Serve, tmp_pat
             await world.alice.retrieve(future["request_id"])
             assert isinstance(world.worker.executed[0], RestoreRun)
             assert world.worker.times(OptimStep) == sum(number % 2 == 0 for number in kept)
-            assert world.worker.runs[run][: len(state)] == state
+            assert kinds(world, run)[: len(state)] == state
             first = (await world.alice.pass_(run, 3)).json()["request_id"]
             assert first != future["request_id"], "a number of long ago is not taken for a new one"
             assert await world.alice.step(run, 10) == {"metrics": {"step": float(len(state) + 1)}}

@@ -1,22 +1,20 @@
-"""Where journaled operations go: training to its run's stream, samples straight to the model's worker."""
+"""Where journaled training operations go: each to its run's stream."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 from mint.dispatch.fleet import Fleet
-from mint.dispatch.streams import MAX_DEATHS, SUSPECT_DEATHS, Journal, RunStream, Ticket, given_up
-from mint.engine.core import Command, OnProgress, Progress, Result, WorkerDiedError
-from mint.errors import MintError, UnavailableError
+from mint.dispatch.streams import Journal, RunStream, Ticket
 
 CLOSE_SECONDS = 5.0
 """For the results that have come to be written when the server stops."""
 
 
 class Dispatcher:
-    """The live runs and samples of one server process."""
+    """The live runs of one server process."""
 
     def __init__(self, fleet: Fleet, journal: Journal, gap_seconds: float, snapshot_seconds: float) -> None:
         self._fleet = fleet
@@ -35,37 +33,6 @@ class Dispatcher:
         """Go on without an operation that was refused; a stream that is yet to be made learns it from the journal."""
         if run_id in self._streams:
             self._streams[run_id][1].skip(seq_id)
-
-    def sample(self, ticket: Ticket) -> None:
-        """Queue a sample request; samples have no order."""
-        self._start(self._sample(ticket))
-
-    async def run(self, model: str, command: Command, on_progress: OnProgress | None = None) -> Result:
-        """Carry out a sample for a caller who waits for it. To cancel this is to cancel the sample.
-
-        When its worker dies it starts over on the next one, unless something of it has been told to `on_progress`.
-
-        Raises:
-            UnavailableError: the worker died while the sample was being streamed.
-            MintError: it failed, or workers die over it.
-        """
-        told = False
-
-        def tell(progress: Progress) -> None:
-            nonlocal told
-            told = True
-            assert on_progress is not None
-            on_progress(progress)
-
-        for deaths in range(MAX_DEATHS):
-            async with self._fleet.suspects(model) if deaths >= SUSPECT_DEATHS else nullcontext():
-                worker = await self._fleet.worker(model)
-                try:
-                    return await worker.execute(command, tell if on_progress is not None else None)
-                except WorkerDiedError:
-                    if told:
-                        raise UnavailableError("the engine worker ended in the middle of this answer") from None
-        raise given_up()
 
     def unload(self, run_id: str) -> None:
         """Free a run, once it has nothing more to do."""
@@ -106,10 +73,3 @@ class Dispatcher:
         if run_id in self._streams and self._streams[run_id][1] is stream:
             del self._streams[run_id]
             await stream.close()
-
-    async def _sample(self, ticket: Ticket) -> None:
-        try:
-            outcome: Result | MintError = await self.run(ticket.model, ticket.command)
-        except MintError as error:
-            outcome = error
-        await ticket.finish(outcome)

@@ -29,7 +29,8 @@ async def _mint_error(_request: Request, error: Exception) -> JSONResponse:
         body["field"] = error.field
     if error.datum is not None:
         body["datum"] = error.datum
-    return JSONResponse(body, error.status)
+    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
+    return JSONResponse(body, error.status, headers)
 
 
 async def _validation_error(_request: Request, error: Exception) -> JSONResponse:

@@ -9,8 +9,10 @@ from time import time
 from mint.config import ServerConfig
 from mint.dispatch.dispatcher import Dispatcher
 from mint.dispatch.fleet import Fleet
+from mint.dispatch.sample_queue import SampleQueue
 from mint.server.auth import Keys
 from mint.server.catalog import Catalog
+from mint.server.presence import Presence
 from mint.server.results import Results
 from mint.store.database import Database
 
@@ -28,8 +30,10 @@ class Services:
     database: Database
     fleet: Fleet
     dispatcher: Dispatcher
+    samples: SampleQueue
     catalog: Catalog
     keys: Keys
     results: Results
     created_at: float = field(default_factory=time)
+    presence: Presence = field(default_factory=Presence)
     started: asyncio.Event = field(default_factory=asyncio.Event)

@@ -59,11 +59,11 @@ def _without_payload(connection: Connection, query: Select[Any], key: dict[str, 
 
 
 def pending(connection: Connection) -> list[Operation]:
-    """All operations without a result, in the order of their streams."""
+    """All operations without a result, in the order in which they came."""
     query = (
         select(operations)
         .where(operations.c.status == Status.PENDING)
-        .order_by(operations.c.stream, operations.c.seq_id)
+        .order_by(operations.c.created_at, operations.c.stream, operations.c.seq_id)
     )
     return [Operation(**row._mapping) for row in connection.execute(query)]
 

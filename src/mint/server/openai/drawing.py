@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 import numpy as np
 from starlette.types import Receive
 
-from mint.dispatch.dispatcher import Dispatcher
+from mint.dispatch.sample_queue import SampleQueue
 from mint.engine.core import Progress, Result, Sample, Sampled, SampledSequence
 from mint.errors import MintError
 from mint.server.openai.errors import ClientGoneError
@@ -21,7 +21,7 @@ Event = tuple[int, Progress | Sampled]
 """What has come, with the place of its command."""
 
 
-async def draw(dispatcher: Dispatcher, model: str, commands: Sequence[Sample]) -> AsyncGenerator[Event, None]:
+async def draw(samples: SampleQueue, model: str, commands: Sequence[Sample], owner: str) -> AsyncGenerator[Event, None]:
     """Carry out all commands at once; of each, what it streams and then its result. Closing this cancels them.
 
     Raises:
@@ -31,7 +31,7 @@ async def draw(dispatcher: Dispatcher, model: str, commands: Sequence[Sample]) -
 
     async def carry_out(place: int, command: Sample) -> None:
         try:
-            result = await dispatcher.run(model, command, lambda progress: arrived.put_nowait((place, progress)))
+            result = await samples.run(model, command, owner, lambda progress: arrived.put_nowait((place, progress)))
         except Exception as error:  # raised to whoever reads the events
             arrived.put_nowait((place, error))
         else:

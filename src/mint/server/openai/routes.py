@@ -60,7 +60,7 @@ async def create_completion(request: CompletionRequest, http: Request, services:
         ]
         for place, (prompt, command) in enumerate(zip(prompts, commands, strict=True))
     ]
-    events = draw(services.dispatcher, target.model.name, commands)
+    events = draw(services.samples, target.model.name, commands, owner)
     if request.max_tokens == 0:
         events = prompts_alone(events)
     return await _respond(http, request, CompletionAnswer(request.model, commands, choices), events)
@@ -74,7 +74,7 @@ async def create_chat_completion(request: ChatRequest, http: Request, services: 
     command, tool_format = await asyncio.to_thread(chat_sample, request, target, tokenizer)
     style = ChatStyle(tokenizer, tool_format, request.logprobs, None if request.parallel_tool_calls else 1)
     choices = [ChatChoice(index, _text_stream(tokenizer, command), style) for index in range(request.n)]
-    events = draw(services.dispatcher, target.model.name, [command])
+    events = draw(services.samples, target.model.name, [command], owner)
     return await _respond(http, request, ChatAnswer(request.model, [command], [choices]), events)
 
 

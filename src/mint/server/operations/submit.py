@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,9 +19,10 @@ from urllib.parse import quote
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from mint.dispatch.sample_queue import SampleTicket
 from mint.dispatch.streams import History, Ticket
-from mint.engine.core import Command, ForwardBackward, RestoreRun, Result
-from mint.errors import BadRequestError, MintError, PermissionDeniedError
+from mint.engine.core import Command, ForwardBackward, RestoreRun, Result, Sample
+from mint.errors import BadRequestError, BusyError, MintError, PermissionDeniedError
 from mint.server.catalog import Catalog
 from mint.server.operations.distillation import ReverseKLPass
 from mint.server.operations.kind import Completion, Kind
@@ -84,6 +86,8 @@ async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: 
         first = journal.known(connection, stream, seq_id)
         if first is not None:
             return first, None
+        if not has_room:
+            raise BusyError(services.config.max_waiting_samples)
         facts = kind.resolve(connection, services.catalog, request, owner)
         services.catalog.model(facts["model"])
         operation = Operation(
@@ -103,10 +107,11 @@ async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: 
         kind.record(connection, operation, request)
         return operation, command
 
-    operation, command = await services.database.transaction(write)
-    if command is None:
-        return _retry_of(operation, kind, owner)
-    _dispatch(services, kind, operation, request, command)
+    with nullcontext(True) if kind.ordered else services.samples.arriving(owner) as has_room:
+        operation, command = await services.database.transaction(write)
+        if command is None:
+            return _retry_of(operation, kind, owner)
+        _dispatch(services, kind, operation, request, command)
     return operation
 
 
@@ -158,11 +163,11 @@ def _dispatch(services: Services, kind: Kind[R], operation: Operation, request: 
         await _finish(services, kind, operation, request, outcome)
 
     services.results.expect(operation)
-    ticket = Ticket(operation.request_id, operation.seq_id, operation.facts["model"], command, finish)
-    if kind.ordered:
-        services.dispatcher.submit(operation.stream, ticket)
+    what = operation.request_id, operation.seq_id, operation.facts["model"]
+    if isinstance(command, Sample):
+        services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.session_id))
     else:
-        services.dispatcher.sample(ticket)
+        services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
 
 
 async def _finish(
@@ -174,7 +179,12 @@ async def _finish(
             raise outcome
         await _write(services, operation, Status.DONE, _complete(services, kind, operation, request, outcome))
     except MintError as error:
-        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
+        await fail(services, operation, error)
+
+
+async def fail(services: Services, operation: Operation, error: MintError) -> None:
+    """Write down that an operation has failed, and how."""
+    await _write(services, operation, Status.FAILED, Completion(_failure(error)))
 
 
 def _complete(services: Services, kind: Kind[R], operation: Operation, request: R, result: Result) -> Completion:
@@ -242,7 +252,7 @@ async def _take_up(services: Services, operation: Operation) -> None:
         request = kind.parse(operation.payload, operation.payload_type)
         command = kind.plan(services.catalog, operation, request)
     except MintError as error:
-        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
+        await fail(services, operation, error)
         services.dispatcher.skip(operation.stream, operation.seq_id)
     else:
         _dispatch(services, kind, operation, request, command)

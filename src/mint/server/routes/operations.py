@@ -60,7 +60,9 @@ REVERSE_KL = (
 
 async def _submit(services: Services, kind: str, http: Request, owner: str) -> Operation:
     body, content_type = await read_body(http, services.config.max_body_bytes)
-    return await submit(services, KINDS[kind], body, content_type, owner)
+    operation = await submit(services, KINDS[kind], body, content_type, owner)
+    services.presence.beat(operation.session_id)
+    return operation
 
 
 async def _training(services: Services, kind: str, http: Request, owner: str) -> dict[str, Any]:
