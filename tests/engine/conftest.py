@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,9 @@ from mint.engine.core import Command, Datum, LoraShape, ModelInfo, Result
 from mint.engine.engine import Engine
 from mint.engine.worker import build_engine
 from mint.errors import MintError
+
+if TYPE_CHECKING:
+    from tests.engine.sampling_support import Sampling
 
 
 class EngineDriver:
@@ -67,3 +70,19 @@ def make_datum(rng: np.random.Generator, length: int, *, policy: bool = False) -
 
 def shape(rank: int = 8, **flags: bool) -> LoraShape:
     return LoraShape(rank=rank, seed=rank, **flags)
+
+
+@pytest.fixture(scope="session")
+def sampling(qwen_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Sampling:
+    from tests.engine.sampling_support import Sampling
+
+    return Sampling(qwen_dir, tmp_path_factory.mktemp("revisions"))
+
+
+@pytest.fixture
+def nothing_leaks(sampling: Sampling) -> Iterator[None]:
+    """Whatever a test does, the shared engine ends with all its blocks free."""
+    from tests.engine.sampling_support import assert_all_free
+
+    yield
+    assert_all_free(sampling.driver)
