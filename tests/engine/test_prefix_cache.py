@@ -159,3 +159,24 @@ def test_a_block_in_use_is_not_forgotten(sampling: Sampling, qwen_dir: Path) -> 
     for number, command in enumerate(others, start=1):
         assert_same(answers[number], sampling.driver.one(command))
     assert_all_free(driver)
+
+
+def test_a_reloaded_revision_is_the_same_revision(
+    sampling: Sampling, qwen_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loaded again while samples of it run: the two share blocks, and each sees its own."""
+    monkeypatch.setattr("mint.engine.paged_attention.WORTH_SHARING", 1)
+    size = max(sampling.driver.engine._trainer.run(run).adapter.flat.nbytes for run in "ab")
+    driver = make_driver(qwen_dir, revision_cache_bytes=size + 1, kv_block_size=4)
+    common = make_prompt(8, 8)
+    ends = [make_prompt(i, 4) for i in range(2)]
+    first = [sampling.command("a", np.concatenate([common, end, [7]]).astype(np.int32), max_tokens=12) for end in ends]
+    second = [replace(command, params=replace(command.params, seed=9)) for command in first]
+    steps = Steps(driver)
+    for number, command in enumerate([*first, sampling.command("b", common), *second]):
+        steps.submit(number, command)
+        steps.step(2)
+    assert len({id(c.request.adapter) for c in driver.engine._generator._schedule._running}) > 1
+    answers = steps.finish()
+    for number, command in zip((0, 1, 3, 4), [*first, *second], strict=True):
+        assert_same(answers[number], sampling.driver.one(command))

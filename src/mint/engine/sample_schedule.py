@@ -215,5 +215,9 @@ class SampleSchedule:
 
 
 def _batch_order(work: Work) -> tuple[object, ...]:
-    """Single tokens before pieces, those of an adapter together, in that those of a common beginning."""
-    return not work.chunk.is_single, id(work.continuation.request.adapter), work.chunk.blocks
+    """Single tokens before pieces, those of a revision together, in that those of a common beginning.
+
+    By the revision's key, as blocks are: one that was loaded again while samples of it ran is two adapters.
+    """
+    revision = work.continuation.request.command.revision
+    return not work.chunk.is_single, revision is not None, revision.key if revision else "", work.chunk.blocks
