@@ -75,6 +75,7 @@ class SampleSchedule:
         """What to compute: of the running continuations, then of those that can be admitted, in order of the batch."""
         is_decoding = any(c.num_tokens - c.computed == 1 for c in self._running)
         budget = self._config.max_prefill_tokens if is_decoding else self._config.max_batch_tokens
+        budget = max(budget, self._size)  # a piece is at least a block
         work: list[Work] = []
         for place, continuation in enumerate(list(self._running)):
             if place >= len(self._running):
