@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from mint.engine.core import SamplingParams
-from mint.engine.sampling import draw, exponentials
+from mint.engine.sampling import BUCKET, CANDIDATES, draw, exponentials
 from tests.engine.sampling_support import Sampling, assert_drawn_from, make_prompt
 
 NAMES = ("seed", "sample", "position")
@@ -108,6 +108,97 @@ def test_draws_have_the_reference_distribution(filters: dict[str, float]) -> Non
     probabilities = np.exp(expected)[likely]
     assert_drawn_from(counts[likely], probabilities / probabilities.sum())
     assert torch.equal(rows, torch.from_numpy(np.tile(logits, (number + 2, 1))))
+
+
+WIDE = [
+    {},
+    {"temperature": 0.0},
+    {"temperature": 1.6},
+    {"top_k": 40},
+    {"top_k": 1300},
+    {"top_k": 2999},
+    {"top_p": 0.3},
+    {"top_p": 0.98, "temperature": 3.0},
+    {"top_k": 1500, "top_p": 0.9, "temperature": 3.0},
+    {"top_k": 1500, "top_p": 1.0, "temperature": 3.0},
+]
+"""Some keep more than the candidates that are ranked at first."""
+
+
+@pytest.mark.parametrize(
+    ("vocab", "filters"),
+    [*((BUCKET + more, {}) for more in (-1, 0, 1)), *((3000, filters) for filters in WIDE)],
+    ids=str,
+)
+def test_draws_over_many_buckets(vocab: int, filters: dict[str, float]) -> None:
+    """Between buckets and within them; the last may be short. Each row's distribution is told whole."""
+    logits = np.random.default_rng(2).normal(scale=1.5, size=vocab).astype(np.float32)
+    params = SamplingParams(max_tokens=1, seed=5, **filters)
+    if params.temperature:
+        expected = reference_distribution(logits, params)
+    else:
+        expected = torch.log_softmax(torch.from_numpy(logits).double(), dim=0).numpy()
+    number, counts = 1_000, np.zeros(vocab, np.int64)
+    for position in range(8):
+        rows = torch.from_numpy(np.tile(logits, (number, 1)))
+        tokens, logprobs, distribution = draw(rows, [params] * number, range(number), [position] * number)
+        counts += np.bincount(tokens.numpy(), minlength=vocab)
+        assert torch.equal(logprobs, distribution.gather(1, tokens[:, None])[:, 0])
+        np.testing.assert_allclose(distribution[::500].numpy(), np.tile(expected, (2, 1)), rtol=0, atol=1e-5)
+    if params.temperature == 0:
+        assert counts[logits.argmax()] == counts.sum()
+        return
+    chances = np.exp(expected)
+    assert not counts[chances == 0].any()
+    for grouped in (buckets_of(chances, counts), likely_of(chances, counts)):
+        assert_drawn_from(*grouped)
+
+
+def buckets_of(chances: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and chances of whole buckets: the first heat."""
+    starts = np.arange(0, len(chances), BUCKET)
+    return likely_of(np.add.reduceat(chances, starts), np.add.reduceat(counts, starts))
+
+
+def likely_of(chances: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Counts and chances of what is expected five times at least, and of the rest together, if that is."""
+    likely = chances * counts.sum() >= 5
+    rest = chances[~likely].sum()
+    if rest * counts.sum() < 5:
+        return counts[likely], chances[likely] / chances[likely].sum()
+    return np.append(counts[likely], counts[~likely].sum()), np.append(chances[likely], rest)
+
+
+def test_neighbours_that_need_a_full_sort_change_nothing() -> None:
+    """One row keeps more tokens than are ranked at first; the others come out as without it."""
+    logits = torch.from_numpy(np.random.default_rng(3).normal(size=(4, 3000)).astype(np.float32))
+    few = [SamplingParams(1, 0, top_k=20), SamplingParams(1, 1, top_p=0.05), SamplingParams(1, 2)]
+    alone = draw(logits[:3].clone(), few, [0, 1, 2], [0, 0, 0])
+    beside = draw(logits.clone(), [*few, SamplingParams(1, 3, top_p=0.9)], [0, 1, 2, 3], [0, 0, 0, 0])
+    assert torch.equal(alone.tokens, beside.tokens[:3])
+    torch.testing.assert_close(alone.distribution, beside.distribution[:3], rtol=0, atol=1e-6)
+    assert int(beside.distribution[3].isfinite().sum()) > CANDIDATES
+
+
+@pytest.mark.parametrize("top_k", [2, 1024, 1025, 1400])
+def test_ties_among_more_than_the_candidates(top_k: int) -> None:
+    params = SamplingParams(max_tokens=1, seed=0, top_k=top_k)
+    _, _, distribution = draw(torch.zeros(2, 1500), [params] * 2, [0, 1], [0, 0])
+    assert torch.equal(distribution.isfinite(), (torch.arange(1500) < top_k).expand(2, -1))
+
+
+@pytest.mark.parametrize("params", [{}, {"top_k": 5}, {"top_p": 0.5}, {"temperature": 0.0}], ids=str)
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_not_finite_show(params: dict[str, float], value: float) -> None:
+    """And spoil no neighbour."""
+    logits = torch.from_numpy(np.random.default_rng(4).normal(size=(3, 700)).astype(np.float32))
+    healthy = draw(logits.clone(), [SamplingParams(1, 0, **params)] * 3, range(3), [0] * 3)
+    logits[1, 300] = value
+    tokens, logprobs, _ = draw(logits, [SamplingParams(1, 0, **params)] * 3, range(3), [0] * 3)
+    assert not torch.isfinite(logprobs[1])
+    assert 0 <= tokens[1] < 700
+    assert torch.equal(tokens[::2], healthy.tokens[::2])
+    assert torch.equal(logprobs[::2], healthy.logprobs[::2])
 
 
 def test_ties_at_the_edge_of_top_k_keep_exactly_k() -> None:
