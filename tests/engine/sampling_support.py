@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -134,6 +134,21 @@ def counting_tokens(driver: EngineDriver) -> Iterator[list[int]]:
         del model.hidden_states
 
 
+def noting_preemptions(driver: EngineDriver) -> list[int]:
+    """The numbers of requests of which a sample had to give its blocks back, from now on."""
+    schedule, numbers = driver.engine._generator._schedule, []
+    original = schedule._make_room
+
+    def watched(*args: Any) -> bool:
+        before = list(schedule._running)
+        made = original(*args)
+        numbers.extend(c.request.number for c in before if c not in schedule._running)
+        return made
+
+    schedule._make_room = watched
+    return numbers
+
+
 def make_prompt(seed: int, length: int) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, VOCAB, length).astype(np.int32)
 
@@ -180,6 +195,19 @@ def assert_all_same(ours: Mapping[int, object], expected: Mapping[int, object], 
     assert ours.keys() == expected.keys()
     for number, answer in ours.items():
         assert_same(answer, expected[number], bound)
+
+
+def assert_adds_up(progress: Sequence[Progress], answer: object) -> None:
+    """What was told while samples were drawn is the answer, in every bit."""
+    assert isinstance(answer, Sampled), answer
+    for index, sequence in enumerate(answer.sequences):
+        tokens, logprobs, tops = zip(*(told.drawn[index] for told in progress if index in told.drawn), strict=True)
+        np.testing.assert_array_equal(np.concatenate(tokens), sequence.tokens)
+        np.testing.assert_array_equal(np.concatenate(logprobs), sequence.logprobs)
+        assert {top is None for top in tops} == {sequence.top is None}
+        if sequence.top is not None:
+            np.testing.assert_array_equal(np.concatenate([top.tokens for top in tops]), sequence.top.tokens)
+            np.testing.assert_array_equal(np.concatenate([top.logprobs for top in tops]), sequence.top.logprobs)
 
 
 def assert_drawn_from(counts: np.ndarray, probabilities: np.ndarray) -> None:

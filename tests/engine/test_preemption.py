@@ -18,6 +18,7 @@ from tests.engine.sampling_support import (
     assert_same,
     counting_tokens,
     make_prompt,
+    noting_preemptions,
 )
 
 SIZE = 4
@@ -27,29 +28,12 @@ def small_driver(qwen_dir: Path, num_blocks: int, **settings: int) -> EngineDriv
     return make_driver(qwen_dir, kv_block_size=SIZE, kv_cache_bytes=num_blocks * SIZE * TOKEN_BYTES, **settings)
 
 
-class Preemptions:
-    """Counts who had to give blocks back."""
-
-    def __init__(self, driver: EngineDriver) -> None:
-        self.numbers: list[int] = []
-        schedule = driver.engine._generator._schedule
-        original = schedule._make_room
-
-        def watched(*args: object) -> bool:
-            before = list(schedule._running)
-            made = original(*args)
-            self.numbers += [c.request.number for c in before if c not in schedule._running]
-            return made
-
-        schedule._make_room = watched
-
-
 def test_who_gives_blocks_back_goes_on_as_if_nothing_had_been(sampling: Sampling, qwen_dir: Path) -> None:
     driver = small_driver(qwen_dir, 16)
-    preempted = Preemptions(driver)
+    preempted = noting_preemptions(driver)
     commands = [sampling.command(["a", "b", "base"][i % 3], make_prompt(i, 6 + i), 2, max_tokens=40) for i in range(5)]
     answers = driver.together(commands)
-    assert len(preempted.numbers) > 5
+    assert len(preempted) > 5
     for ours, command in zip(answers, commands, strict=True):
         assert_same(ours, sampling.driver.one(command))
     assert_all_free(driver)
@@ -58,12 +42,12 @@ def test_who_gives_blocks_back_goes_on_as_if_nothing_had_been(sampling: Sampling
 def test_what_is_remembered_is_not_computed_again(sampling: Sampling, qwen_dir: Path) -> None:
     """The younger gives its blocks back for the last one of the older, and has lost no more than that."""
     driver = small_driver(qwen_dir, 12)
-    preempted = Preemptions(driver)
+    preempted = noting_preemptions(driver)
     old = sampling.command("a", make_prompt(0, 15), max_tokens=8)
     young = sampling.command("a", make_prompt(1, 20), max_tokens=20)
     with counting_tokens(driver) as counts:
         answers = driver.together([old, young])
-    assert len(preempted.numbers) == 1
+    assert len(preempted) == 1
     assert 0 < sum(counts) - (15 + 7) - (20 + 19) <= SIZE
     for ours, command in zip(answers, (old, young), strict=True):
         assert_same(ours, sampling.driver.one(command))

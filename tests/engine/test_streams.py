@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from mint.engine.core import Progress, Sampled, SampledSequence
+from mint.engine.core import Sampled
 from mint.errors import BadRequestError
 from tests.engine.conftest import make_driver, shape
 from tests.engine.sampling_support import (
@@ -18,6 +18,7 @@ from tests.engine.sampling_support import (
     VOCAB,
     Sampling,
     Steps,
+    assert_adds_up,
     assert_all_free,
     assert_same,
     make_prompt,
@@ -75,29 +76,6 @@ def test_some_ask_for_top_logprobs_and_others_do_not(sampling: Sampling) -> None
 # --- progress -----------------------------------------------------------------------------------------------
 
 
-def joined(progress: list[Progress], index: int) -> list[np.ndarray]:
-    """Tokens, log-probabilities, and of the likeliest the tokens and log-probabilities, of one sample."""
-    news = [message.drawn[index] for message in progress if index in message.drawn]
-    parts = [
-        (tokens, logprobs) if top is None else (tokens, logprobs, *top_arrays(top)) for tokens, logprobs, top in news
-    ]
-    return [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
-
-
-def top_arrays(top: object) -> tuple[np.ndarray, np.ndarray]:
-    return top.tokens, top.logprobs
-
-
-def assert_adds_up(progress: list[Progress], sequences: tuple[SampledSequence, ...]) -> None:
-    for index, sequence in enumerate(sequences):
-        whole = [sequence.tokens, sequence.logprobs]
-        if sequence.top is not None:
-            whole += [sequence.top.tokens, sequence.top.logprobs]
-        for ours, expected in zip(joined(progress, index), whole, strict=True):
-            assert ours.dtype == expected.dtype
-            np.testing.assert_array_equal(ours, expected)
-
-
 @pytest.mark.parametrize("top", [0, 2])
 def test_progress_adds_up_to_the_answer(sampling: Sampling, top: int) -> None:
     """Every token once, of samples that stop at different times, in steps that others share."""
@@ -113,9 +91,7 @@ def test_progress_adds_up_to_the_answer(sampling: Sampling, top: int) -> None:
     answers = steps.finish()
     assert steps.progress.keys() == {0, 1}
     for number, progress in steps.progress.items():
-        answer = answers[number]
-        assert isinstance(answer, Sampled)
-        assert_adds_up(progress, answer.sequences)
+        assert_adds_up(progress, answers[number])
     assert len({len(sequence.tokens) for sequence in answers[0].sequences}) > 1
     assert_same(answers[1], answers[2])
     if not top:
@@ -141,7 +117,7 @@ def test_progress_under_preemption_tells_nothing_twice(sampling: Sampling, qwen_
         steps.submit(number, command)
     answers = steps.finish()
     for number, command in enumerate(commands):
-        assert_adds_up(steps.progress[number], answers[number].sequences)
+        assert_adds_up(steps.progress[number], answers[number])
         assert_same(answers[number], sampling.driver.one(command))
     assert_all_free(driver)
 
