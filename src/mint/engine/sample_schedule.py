@@ -40,6 +40,9 @@ class SampleSchedule:
     def __init__(self, config: EngineConfig, num_blocks: int, block_size: int) -> None:
         self._config = config
         self._size = block_size
+        # a piece of a prompt is at least a block
+        self._batch_tokens = max(config.max_batch_tokens, block_size)
+        self._prefill_tokens = max(config.max_prefill_tokens, block_size)
         self.pool = BlockPool(num_blocks)
         self._waiting: deque[Continuation] = deque()
         self._running: list[Continuation] = []
@@ -74,8 +77,7 @@ class SampleSchedule:
     def next_work(self) -> list[Work]:
         """What to compute: of the running continuations, then of those that can be admitted, in order of the batch."""
         is_decoding = any(c.num_tokens - c.computed == 1 for c in self._running)
-        budget = self._config.max_prefill_tokens if is_decoding else self._config.max_batch_tokens
-        budget = max(budget, self._size)  # a piece is at least a block
+        budget = self._prefill_tokens if is_decoding else self._batch_tokens
         work: list[Work] = []
         for place, continuation in enumerate(list(self._running)):
             if place >= len(self._running):
