@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from mint.engine.generator import Generator
 from mint.errors import MintError
 from tests.engine.conftest import EngineDriver, make_driver, shape
 from tests.engine.sampling_support import (
+    SAME,
     TOKEN_BYTES,
     VOCAB,
     Sampling,
@@ -26,6 +28,10 @@ from tests.engine.sampling_support import (
 from tests.engine.support import LARGE_STEPS, export, policy_pass, trained_run
 
 SIZE = 4
+
+AT_AN_EDGE = 1e-3
+"""Of log-probabilities under top_p: rounding decides whether the unlikely token at its very edge counts."""
+
 RANKS = {"c": shape(1, train_attn=False), "d": shape(4, train_mlp=False), "e": shape(4), "f": shape(33)}
 
 
@@ -90,24 +96,24 @@ class Soak:
         self.steps = Steps(driver)
         self.commands: dict[int, Sample] = {}
         self._rng = np.random.default_rng(seed)
-        self._trained: dict[int, bool] = {}
+        self._trained: set[int] = set()
         self.cancelled: set[int] = set()
         self.preempted = noting_preemptions(driver)
 
-    def run(self, requests: Requests, count: int) -> None:
-        """Until `count` requests have come and all are answered or cancelled."""
-        while len(self.commands) < count or self.steps.engine.has_work:
-            if len(self.commands) < count and self._rng.random() < 0.5:
+    def run(self, requests: Requests, total: int) -> None:
+        """Until `total` requests have come and all are answered or cancelled."""
+        while len(self.commands) < total or self.steps.engine.has_work:
+            if len(self.commands) < total and self._rng.random() < 0.5:
                 for _ in range(self._rng.integers(1, 4)):
                     number = len(self.commands)
                     self.commands[number] = requests.request()
                     self.steps.submit(number, self.commands[number])
             if self._rng.random() < 0.05:
                 self._cancel()
-            if self._rng.random() < 0.1 and len(self.commands) < count:
+            if self._rng.random() < 0.1 and len(self.commands) < total:
                 self._train()
             self.steps.step()
-        assert self.steps.answers.keys() == (self.commands.keys() - self.cancelled) | self._trained.keys()
+        assert self.steps.answers.keys() == (self.commands.keys() - self.cancelled) | self._trained
         for number in self._trained:
             answer = self.steps.answers.pop(number)
             assert not isinstance(answer, MintError), answer
@@ -121,7 +127,7 @@ class Soak:
 
     def _train(self) -> None:
         number = 10**9 + len(self._trained)
-        self._trained[number] = True
+        self._trained.add(number)
         run = str(self._rng.choice(["x", "y"]))
         lengths = [int(length) for length in self._rng.integers(1, 20, 2)]
         passed = policy_pass(run, lengths, "importance_sampling", self._rng)
@@ -135,7 +141,7 @@ def alone(driver: EngineDriver, command: Sample) -> object:
     return driver.one(command)
 
 
-def soak(qwen_dir: Path, revisions: list[Revision | None], seed: int, count: int) -> None:
+def soak(qwen_dir: Path, revisions: list[Revision | None], seed: int, number: int) -> None:
     driver = make_driver(
         qwen_dir,
         kv_block_size=SIZE,
@@ -148,28 +154,38 @@ def soak(qwen_dir: Path, revisions: list[Revision | None], seed: int, count: int
     for run in "xy":
         trained_run(driver, run, shape(8))
     soak = Soak(driver, seed)
-    soak.run(Requests(seed, revisions), count)
+    soak.run(Requests(seed, revisions), number)
     assert_all_free(driver)
-    assert min(len(soak.preempted), len(soak.cancelled)) > count / 50, "hardly a soak"
+    assert min(len(soak.preempted), len(soak.cancelled)) > number / 50, "hardly a soak"
     assert any(isinstance(answer, Sampled) and answer.cached_tokens for answer in soak.steps.answers.values())
     reference = make_driver(qwen_dir)
-    for number, answer in soak.steps.answers.items():
-        assert_same(answer, alone(reference, soak.commands[number]))
-        if soak.commands[number].stream:
-            assert_adds_up(soak.steps.progress[number], answer)
+    for key, answer in soak.steps.answers.items():
+        command = soak.commands[key]
+        assert_same(answer, alone(reference, command), SAME if command.params.top_p == 1 else AT_AN_EDGE)
+        if command.stream:
+            assert_adds_up(soak.steps.progress[key], answer)
+
+
+@pytest.fixture(autouse=True)
+def _steady_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every step takes as long, so that a soak is the same every time."""
+    monkeypatch.setattr("mint.engine.engine.perf_counter", count().__next__)
+
+
+@pytest.fixture(params=[16])
+def worth_sharing(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr("mint.engine.paged_attention.WORTH_SHARING", request.param)
+    return request.param
 
 
 def test_every_answer_is_what_the_request_gets_alone(
-    sampling: Sampling, qwen_dir: Path, revisions: list[Revision | None], monkeypatch: pytest.MonkeyPatch
+    qwen_dir: Path, revisions: list[Revision | None], worth_sharing: int
 ) -> None:
-    monkeypatch.setattr("mint.engine.paged_attention.WORTH_SHARING", 16)
-    soak(qwen_dir, revisions, seed=0, count=250)
+    soak(qwen_dir, revisions, seed=0, number=200)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(1, 9))
-def test_thousands_of_requests(
-    sampling: Sampling, qwen_dir: Path, revisions: list[Revision | None], seed: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mint.engine.paged_attention.WORTH_SHARING", 16 if seed % 2 else 512)
-    soak(qwen_dir, revisions, seed, count=500)
+@pytest.mark.parametrize("worth_sharing", [16, 512], indirect=True)
+@pytest.mark.parametrize("seed", range(1, 5))
+def test_thousands_of_requests(qwen_dir: Path, revisions: list[Revision | None], seed: int, worth_sharing: int) -> None:
+    soak(qwen_dir, revisions, seed, number=500)
