@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +15,9 @@ from mint.engine.core import Command, Datum, LoraShape, Result, Snapshot
 from mint.engine.engine import Answer
 from mint.engine.worker import build_engine
 from mint.errors import MintError
+
+if TYPE_CHECKING:
+    from tests.engine.sampling_support import Sampling
 
 
 class EngineDriver:
@@ -72,3 +75,19 @@ def make_datum(rng: np.random.Generator, length: int, *, policy: bool = False) -
 
 def shape(rank: int = 8, **flags: bool) -> LoraShape:
     return LoraShape(rank=rank, seed=rank, **flags)
+
+
+@pytest.fixture(scope="session")
+def sampling(qwen_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Sampling:
+    from tests.engine.sampling_support import Sampling
+
+    return Sampling(qwen_dir, tmp_path_factory.mktemp("revisions"))
+
+
+@pytest.fixture
+def nothing_leaks(sampling: Sampling) -> Iterator[None]:
+    """Whatever a test does, the shared engine ends with all its blocks free."""
+    from tests.engine.sampling_support import assert_all_free
+
+    yield
+    assert_all_free(sampling.driver)

@@ -40,6 +40,9 @@ class SampleSchedule:
     def __init__(self, config: EngineConfig, num_blocks: int, block_size: int) -> None:
         self._config = config
         self._size = block_size
+        # a piece of a prompt is at least a block
+        self._batch_tokens = max(config.max_batch_tokens, block_size)
+        self._prefill_tokens = max(config.max_prefill_tokens, block_size)
         self.pool = BlockPool(num_blocks)
         self._waiting: deque[Continuation] = deque()
         self._running: list[Continuation] = []
@@ -83,30 +86,28 @@ class SampleSchedule:
         if self._suspects:
             return self._work_of_suspect(self._suspects.popleft())
         is_decoding = any(c.num_tokens - c.computed == 1 for c in self._running)
-        budget = self._config.max_prefill_tokens if is_decoding else self._config.max_batch_tokens
+        budget = self._prefill_tokens if is_decoding else self._batch_tokens
         work: list[Work] = []
         for place, continuation in enumerate(list(self._running)):
             if place >= len(self._running):
                 break  # it had to give its blocks to an older one
-            stop = self._stop_of_chunk(continuation, budget)
+            stop = self._stop_of_chunk(continuation, continuation.computed, budget)
             if stop is not None and self._make_room(continuation, stop):
-                budget -= stop - continuation.computed
-                work.append(self._work(continuation, stop))
+                chunk = Chunk(continuation.computed, stop, continuation.blocks)
+                budget -= 0 if chunk.is_single else stop - chunk.start
+                work.append(Work(continuation, chunk))
         work += self._admit(budget)
         return sorted(work, key=_batch_order)
 
-    def _work(self, continuation: Continuation, stop: int) -> Work:
-        return Work(continuation, Chunk(continuation.computed, stop, continuation.blocks))
-
-    def _stop_of_chunk(self, continuation: Continuation, budget: int) -> int | None:
-        """How far it is computed in this step, with `budget` tokens left; None for not at all.
+    def _stop_of_chunk(self, continuation: Continuation, start: int, budget: int) -> int | None:
+        """How far it is computed from `start` on in this step, with `budget` tokens left; None for not at all.
 
         One token is always allowed; pieces of a prompt end with a block.
         """
-        if continuation.num_tokens - continuation.computed <= max(1, budget):
+        if continuation.num_tokens - start <= max(1, budget):
             return continuation.num_tokens
-        stop = (continuation.computed + budget) // self._size * self._size
-        return stop if stop > continuation.computed else None
+        stop = (start + budget) // self._size * self._size
+        return stop if stop > start else None
 
     def _make_room(self, continuation: Continuation, stop: int) -> bool:
         """Give it the blocks it needs up to `stop`, if need be those of the youngest; False if that is it."""
@@ -129,20 +130,19 @@ class SampleSchedule:
             known = self.pool.find(keys)
             if len(known) < len(keys) and keys[len(known)] in under_way:
                 continue  # another is computing what this one begins with: it will be found
-            continuation.computed = len(known) * self._size
-            stop = self._stop_of_chunk(continuation, budget)
+            start = len(known) * self._size
+            stop = self._stop_of_chunk(continuation, start, budget)
             if stop is None or not self._has_room(continuation, known):
-                continuation.computed = 0
                 return
             self._waiting.remove(continuation)
             self._running.append(continuation)
             self.pool.hold(known)
-            continuation.blocks = known
+            continuation.blocks, continuation.computed = known, start
             self._give_blocks(continuation, self._num_blocks(stop) - len(known))
-            continuation.request.note_cached(continuation.computed)
+            continuation.request.note_cached(start)
             under_way |= self._keys_to_compute(continuation)
-            budget -= stop - continuation.computed
-            yield self._work(continuation, stop)
+            budget -= stop - start
+            yield Work(continuation, Chunk(start, stop, continuation.blocks))
 
     def _work_of_suspect(self, suspect: Request) -> list[Work]:
         """A request from its beginning, while nothing else runs. Where that goes well, it is like any other."""
@@ -150,12 +150,15 @@ class SampleSchedule:
             self._send_back(self._running[-1])
         others = deque(c for c in self._waiting if c.request is not suspect)
         self._waiting = deque(c for c in self._waiting if c.request is suspect)
-        work = sorted(self._admit(self._config.max_batch_tokens), key=_batch_order)
+        work = sorted(self._admit(self._batch_tokens), key=_batch_order)
         self._waiting += others
         return work
 
     def _has_room(self, continuation: Continuation, known: Sequence[int]) -> bool:
-        """Whether it can be computed to its end, and each that runs can still have a block."""
+        """Whether it could be computed to its end and draw a token, while each that runs takes another block.
+
+        Otherwise it would soon be the youngest that has to give its blocks back. Alone it can always run.
+        """
         needed = self._num_blocks(continuation.num_tokens + 1) - len(known)
         free = self.pool.num_free - self.pool.num_unheld(known)
         return needed <= free - len(self._running) or not self._running
@@ -189,7 +192,9 @@ class SampleSchedule:
         """Begin the siblings of a continuation whose prompt is computed; for those without a place, one waits."""
         full, partial = divmod(leader.computed, self._size)
         places = self._config.max_decode_batch - len(self._running)
-        number = min(leader.siblings, places, self.pool.num_free if partial else places)
+        # as in `_has_room`: what would have to go at once need not begin
+        room = max(0, self.pool.num_free - len(self._running)) // 2
+        number = min(leader.siblings, places, room)
         first = leader.index + 1
         shared, siblings, targets = leader.blocks[:full], [], []
         for index in range(first, first + number):
@@ -238,5 +243,9 @@ class SampleSchedule:
 
 
 def _batch_order(work: Work) -> tuple[object, ...]:
-    """Single tokens before pieces, those of an adapter together, in that those of a common beginning."""
-    return not work.chunk.is_single, id(work.continuation.request.adapter), work.chunk.blocks
+    """Single tokens before pieces, those of a revision together, in that those of a common beginning.
+
+    By the revision's key, as blocks are: one that was loaded again while samples of it ran is two adapters.
+    """
+    revision = work.continuation.request.command.revision
+    return not work.chunk.is_single, revision is not None, revision.key if revision else "", work.chunk.blocks
