@@ -206,7 +206,8 @@ def test_whose_run_it_is(serve: Serve) -> None:
                 response = await world.alice.post("train_step", {**request(run, 1), "seq_id": seq_id})
                 assert (response.status_code, response.json()["field"]) == (400, "seq_id")
             for body in (b"", b"{", b"[]", b"\xff", b"[" * 100_000):
-                response = await world.alice.send("POST", "train_step", content=body)
+                headers = {"Content-Type": "application/json"}
+                response = await world.alice.send("POST", "train_step", content=body, headers=headers)
                 assert (response.status_code, response.json()["field"]) == (400, "body")
             await goes_on(world, run, 1)
 

@@ -55,8 +55,3 @@ def sampler(connection: Connection, sampler_id: str, owner: str) -> Sampler:
 def checkpoint(connection: Connection, path: str, owner: str, field: str) -> Checkpoint:
     """A checkpoint that has not expired."""
     return owned(repository.live_checkpoint(connection, path), owner, field, path)
-
-
-def custom_loss(connection: Connection, loss_id: str, owner: str, field: str) -> CustomLoss:
-    """An uploaded loss."""
-    return owned(repository.find(connection, CustomLoss, loss_id=loss_id), owner, field, loss_id)

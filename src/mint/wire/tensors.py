@@ -92,7 +92,8 @@ def _dense(csr: _Csr, shape: tuple[int, ...], rows: int, where: str) -> Array:
     values, starts, columns = csr
     counts = np.diff(starts)
     consistent = (
-        len(starts) == rows + 1
+        values.ndim == starts.ndim == columns.ndim == 1
+        and len(starts) == rows + 1
         and starts[0] == 0
         and starts[-1] == len(values) == len(columns)
         and (counts >= 0).all()
@@ -147,7 +148,7 @@ def _shape(value: object, where: str) -> tuple[int, ...]:
 
 
 def numbers(values: object, dtype: np.dtype[Any], where: str) -> Array:
-    """A JSON list as an array; nothing is rounded, parsed from text or wrapped around.
+    """A JSON list as an array; nothing is rounded, parsed from text or wrapped around, and true is no number.
 
     Raises:
         BadRequestError: it has something else than such numbers.
@@ -157,10 +158,16 @@ def numbers(values: object, dtype: np.dtype[Any], where: str) -> Array:
         array = np.asarray(values)
     except (ValueError, OverflowError):
         array = np.asarray(None)
-    if not isinstance(values, list) or (array.size and array.dtype.kind not in kinds):
+    if not isinstance(values, list) or (array.size and array.dtype.kind not in kinds) or _has_bool(values):
         raise BadRequestError(f"must have {expected} of {dtype.name} only", field=where)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         return array.astype(dtype)
+
+
+def _has_bool(values: list[Any]) -> bool:
+    """Whether there is a true or false in a list that is an array: numpy reads them as 1 and 0 where numbers are."""
+    kinds = set(map(type, values))
+    return bool in kinds or (list in kinds and any(_has_bool(inner) for inner in values))
 
 
 def batched_tensor(arrays: Sequence[npt.NDArray[np.float32]]) -> pb.BatchedTensor:
