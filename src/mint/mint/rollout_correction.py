@@ -74,7 +74,7 @@ class RolloutCorrectionConfig:
                 raise ValueError(f"{name} of {estimator} must be 1 or more, is {shown(threshold)}")
 
 
-def create_lora_training_client(
+def create_lora_training_client(  # noqa: PLR0913, PLR0917  # those of the SDK, in their order
     service_client: ServiceClient,
     base_model: str,
     rank: int = 32,
