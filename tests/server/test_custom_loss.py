@@ -17,7 +17,7 @@ from mint import types
 from mint.engine.core import ForwardBackward
 from mint.engine.loss_graph import LossGraph
 from mint.server import losses
-from mint.store import journal
+from mint.store import journal, repository
 from mint.store.schema import CustomLoss, Operation
 from mint.tiny import NAME
 from mint.wire import messages_pb2 as pb
@@ -125,10 +125,13 @@ def test_of_a_loss_what_it_computes_is_stored_and_nothing_else(serve: Serve, mon
             response = await upload(world.alice, session, inputs=inputs, graph=graph)
             loss_id = (await world.alice.retrieve(response.json()["request_id"]))["loss_id"]
             reads: list[object] = []
-            find = losses.repository.find
-            monkeypatch.setattr(
-                losses.repository, "find", lambda *a, **v: reads.append(v.get("loss_id")) or find(*a, **v)
-            )
+            find = repository.find
+
+            def noted(connection: Connection, kind: Any, **values: object) -> Any:
+                reads.extend(values.values())
+                return find(connection, kind, **values)
+
+            monkeypatch.setattr(repository, "find", noted)
             for number in (1, 2, 3):
                 future = (await custom_pass(world.alice, run, number, loss_id)).json()
                 await world.alice.retrieve(future["request_id"])

@@ -13,6 +13,7 @@ import pytest
 from mint.engine.core import TrainStep
 from mint.server.operations import submit
 from mint.server.operations.train_step import TrainStepKind
+from mint.wire.documents import read_object
 
 from .inprocess import Serve, World, play
 from .test_restarts import killed, kinds
@@ -60,6 +61,25 @@ def test_large_ones_have_a_thread_and_small_ones_one_transaction(serve: Serve, t
             assert first.forward_backward.data[0].tokens.tolist() == second.forward_backward.data[0].tokens.tolist()
 
     play(scene)
+
+
+def test_others_have_their_turn_while_json_is_read() -> None:
+    """The parser holds the interpreter's lock, and would to its end."""
+    body = json.dumps({"data": [{"tokens": [7] * 1000} for _ in range(2000)]}).encode()
+    turns, ended = [0], threading.Event()
+
+    def count() -> None:
+        while not ended.wait(0.001):
+            turns[0] += 1
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    before = turns[0]
+    read_object(body)
+    during = turns[0] - before
+    ended.set()
+    counting.join()
+    assert during > 5
 
 
 def test_a_large_one_under_one_number_is_one_operation(serve: Serve) -> None:
