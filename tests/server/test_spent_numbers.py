@@ -124,6 +124,19 @@ def test_what_is_said_to_be_something_else(serve: Serve, path: str) -> None:
     play(scene)
 
 
+def test_a_number_that_came_as_text(serve: Serve) -> None:
+    """As the models of optim_step and the like take it."""
+
+    async def scene() -> None:
+        async with serve() as world:
+            run = await world.alice.run()
+            response = await send(world, "save_weights", {"model_id": run, "seq_id": "1", "path": "/"})
+            assert (response.status_code, response.json()["field"]) == (422, "path")
+            await goes_on(world, run, 2)
+
+    play(scene)
+
+
 def test_a_number_is_its_owners_to_spend(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:

@@ -10,16 +10,16 @@ from contextlib import suppress
 
 from google.protobuf.message import DecodeError
 
-from mint.errors import BadRequestError
 from mint.wire import messages_pb2 as pb
-from mint.wire.documents import object_at, parse, sequence_number
+from mint.wire.documents import parse
+from mint.wire.requests import NumberedRequest
 
 
 def numbering(body: bytes) -> tuple[str, int] | None:
     """Run and sequence number of an operation's body; None where they cannot be read."""
     for read in _READERS:
         # what is no Unicode cannot be the id of a run
-        with suppress(ValueError, RecursionError, DecodeError, BadRequestError):
+        with suppress(ValueError, RecursionError, DecodeError):
             run_id, seq_id = read(body)
             run_id.encode()
             return run_id, seq_id
@@ -27,8 +27,8 @@ def numbering(body: bytes) -> tuple[str, int] | None:
 
 
 def _of_json(body: bytes) -> tuple[str, int]:
-    document = object_at(parse(body), "body")
-    return str(document.get("model_id")), sequence_number(document)
+    request = NumberedRequest.model_validate(parse(body))
+    return request.model_id, request.seq_id
 
 
 def _of_protobuf(body: bytes) -> tuple[str, int]:

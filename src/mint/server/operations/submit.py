@@ -261,11 +261,7 @@ async def resume(services: Services) -> int:
     Those on a base model that is not served now stay in the journal for a process that serves it.
     """
     discard_staged(services.catalog)
-
-    def read(connection: Connection) -> list[Operation]:
-        return [_recalled(connection, services.catalog, operation) for operation in journal.pending(connection)]
-
-    unfinished = await services.database.transaction(read)
+    unfinished = await services.database.transaction(journal.pending)
     served = [operation for operation in unfinished if services.fleet.model(operation.facts["model"]) is not None]
     if len(served) < len(unfinished):
         logger.warning("%d unfinished operations wait for models that are not served", len(unfinished) - len(served))
@@ -275,9 +271,10 @@ async def resume(services: Services) -> int:
 
 
 async def _take_up(services: Services, operation: Operation) -> None:
-    kind = KINDS[operation.kind]
+    kind, catalog = KINDS[operation.kind], services.catalog
     try:
-        request, command = await _aside(len(operation.payload) > LARGE_BODY, _again, services.catalog, operation)
+        found = await services.database.transaction(lambda c: _recalled(c, catalog, operation))
+        request, command = await _aside(len(operation.payload) > LARGE_BODY, _again, catalog, found)
     except MintError as error:
         await _write(services, operation, Status.FAILED, Completion(_failure(error)))
         services.dispatcher.skip(operation.stream, operation.seq_id)
@@ -311,8 +308,8 @@ class ServerJournal:
         next_seq_id = next(number for number in count(executed + 1) if number not in done)
         spent = frozenset(number for number in done if number > next_seq_id)
         # each by itself: a long history lets others plan in between, and the server end
-        executed_ones = (o for o in finished if o.status == Status.DONE and KINDS[o.kind].replayed)
-        commands = [(await _aside(True, _again, self._catalog, operation))[1] for operation in executed_ones]
+        changing = (o for o in finished if o.status == Status.DONE and KINDS[o.kind].replayed)
+        commands = [(await _aside(True, _again, self._catalog, operation))[1] for operation in changing]
         replayed = (each for each in commands if not (isinstance(each, ForwardBackward) and each.forward_only))
         return History(next_seq_id, tuple(replayed), spent)
 
