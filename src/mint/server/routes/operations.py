@@ -85,7 +85,7 @@ async def forward_backward(http: Request, services: Ready, owner: Owner) -> dict
 @router.post("/forward", openapi_extra=PASS_BODY)
 async def forward(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
     """As forward_backward without gradients; older SDKs send this."""
-    return await _training(services, "forward_backward", http, owner)
+    return await _training(services, "forward", http, owner)
 
 
 @router.post("/create_custom_loss", openapi_extra=_documented(CreateCustomLossRequest))
