@@ -53,7 +53,7 @@ def _start(template: ChatTemplate, text: str, messages: Sequence[Message], index
         return prompted
     around = template.around(messages, index, tools)
     before = [around[0]] if around else []
-    if message.get(template.reasoning_field):
+    if template.reasoning_field and message.get(template.reasoning_field):
         before += [reasoning] if (reasoning := template.before_reasoning(messages, index, tools)) else []
     places = [len(written) for written in before if text.startswith(written)]
     # an answer may happen to go on as the prompt does, so it begins no later than where its own text stands

@@ -151,7 +151,7 @@ class HFTemplateRenderer(Renderer):
         raise NotImplementedError("a chat template renders whole conversations: use build_supervised_example")
 
     @cached_property
-    def has_extension_property(self) -> bool:  # type: ignore[override]  # cached: it takes some renderings
+    def has_extension_property(self) -> bool:
         """Whether every prompt of a conversation begins with the last one and its answer, found out by trying."""
         return extends(self.template)
 

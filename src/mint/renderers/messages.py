@@ -8,6 +8,7 @@ from typing import Any
 
 from tinker_cookbook.exceptions import RendererError
 from tinker_cookbook.renderers import (
+    ContentPart,
     Message,
     MessageDelta,
     StreamingTextDelta,
@@ -75,7 +76,8 @@ def thinking_of(message: Message) -> str:
 def reasons(message: dict[str, Any], template: ChatTemplate) -> bool:
     """Whether a message for the template has reasoning, in its field or within the content."""
     marks = template.thinking_markers
-    return bool(message.get(template.reasoning_field)) or bool(marks and marks[1] in message["content"])
+    field = template.reasoning_field
+    return bool(field and message.get(field)) or bool(marks and marks[1] in message["content"])
 
 
 def declaration(tools: Sequence[ToolSpec]) -> Message:
@@ -141,7 +143,7 @@ def message_of(response: Response) -> Message:
     """An assistant's message; content is a list of parts only where there is reasoning."""
     message = Message(role="assistant", content=response.text)
     if response.thinking:
-        parts = [ThinkingPart(type="thinking", thinking=response.thinking)]
+        parts: list[ContentPart] = [ThinkingPart(type="thinking", thinking=response.thinking)]
         message["content"] = parts + ([TextPart(type="text", text=response.text)] if response.text else [])
     if response.calls:
         message["tool_calls"] = response.calls
