@@ -137,6 +137,14 @@ def test_each_way_to_train_weighs_the_messages_it_names(family: str):
         assert "assistant" not in text
 
 
+def test_what_the_user_says_is_tokenized_as_in_prompts():
+    renderer = renderer_of("mistral")  # which writes a space before it
+    prompt = renderer.build_generation_prompt([QUESTION]).to_ints()
+    example, weights = renderer.build_supervised_example([QUESTION, ANSWER], TrainOnWhat.ALL_MESSAGES)
+    assert example.to_ints()[: len(prompt)] == prompt
+    assert renderer.tokenizer.decode(answer_of(example.to_ints(), weights)) == " What is tin? A metal.<|end_of_text|>"
+
+
 def test_all_tokens_weigh_but_the_first_of_all():
     renderer = renderer_of("llama")
     _, weights = renderer.build_supervised_example([QUESTION, ANSWER], TrainOnWhat.ALL_TOKENS)

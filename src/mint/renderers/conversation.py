@@ -33,6 +33,7 @@ class Conversation:
     def __init__(self, renderer: Renderer, messages: Sequence[Message]) -> None:
         self._renderer = renderer
         self._awaits_answer = True
+        self._sampled: list[int] = []
         self.messages: list[Message] = list(messages)
         self.tokens: list[int] = renderer.build_generation_prompt(self.messages).to_ints()
         self.weights: list[float] = [0.0] * len(self.tokens)

@@ -7,7 +7,7 @@ the text is tokenized in two parts, since that is what a sampler is given.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -32,13 +32,15 @@ def build_example(template: ChatTemplate, messages: Sequence[Message], tools: To
     """
     text = template.text(messages, tools)
     starts = {index: _start(template, text, messages, index, tools) for index in wanted}
-    tokens, offsets = _encode(template, text, sorted(starts.values()))
+    # only the assistant's messages are sampled; the others are tokenized with what stands before them, as in prompts
+    cuts = sorted(start for index, start in starts.items() if messages[index]["role"] == "assistant")
+    tokens, offsets = _encode(template, text, cuts)
     spans = {}
     for index, start in starts.items():
         end = _end(template, text, messages, index, tools)
         if end is None or end < start:
             raise _lost(messages, index)
-        spans[index] = range(bisect_left(offsets, start), _end_token(template, tokens, offsets, end))
+        spans[index] = range(_first_token(offsets, start), _end_token(template, tokens, offsets, end))
     end = _end(template, text, messages, len(messages) - 1, tools) if messages else None
     if end is not None:
         tokens = tokens[: _end_token(template, tokens, offsets, end)]
@@ -86,6 +88,11 @@ def _end(template: ChatTemplate, text: str, messages: Sequence[Message], index: 
     if around is None or not text.endswith(around[1]):
         return None
     return len(text) - len(around[1])
+
+
+def _first_token(offsets: list[int], start: int) -> int:
+    """The first of the tokens that have character `start` in them."""
+    return bisect_left(offsets, offsets[bisect_right(offsets, start) - 1])
 
 
 def _end_token(template: ChatTemplate, tokens: list[int], offsets: list[int], end: int) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from mint.renderers.cookbook import HF_TEMPLATE, HF_TEMPLATE_DISABLE_THINKING, ROLE_COLON, load
+from mint.renderers.chat_template import ChatTemplate
+from mint.renderers.cookbook import HF_TEMPLATE, HF_TEMPLATE_DISABLE_THINKING, ROLE_COLON, THINKING_OFF, load
 
 
 def recommended_renderers(model_name: str, tokenizer: Any = None) -> list[str]:
@@ -46,8 +47,5 @@ def _cookbooks(model_name: str) -> list[str]:
 def _templates(tokenizer: Any) -> list[str]:
     if not getattr(tokenizer, "chat_template", None) or not tokenizer.is_fast:
         return []
-    from mint.renderers.chat_template import ChatTemplate  # noqa: PLC0415  # loads jinja2
-    from mint.renderers.cookbook import THINKING_OFF  # noqa: PLC0415
-
     told_off = ChatTemplate(tokenizer, THINKING_OFF).opening != ChatTemplate(tokenizer).opening
     return [HF_TEMPLATE, *([HF_TEMPLATE_DISABLE_THINKING] if told_off else [])]
