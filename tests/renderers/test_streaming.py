@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mint.renderers import get_renderer
@@ -41,6 +41,8 @@ def check(family: str, tokens: list[int]) -> None:
 
 @pytest.mark.parametrize("family", RENDERERS)
 @settings(max_examples=300, deadline=None)
+@example(pieces=["a", "<tool", "_call>", CALL, "</tool_call>"], ended=True)
+@example(pieces=["<think>", "a", "</th", "ink>", "a"], ended=True)
 @given(pieces=st.lists(st.sampled_from(PIECES), max_size=12), ended=st.booleans())
 def test_marks_in_any_order(family: str, pieces: list[str], ended: bool):
     tokenizer = RENDERERS[family].tokenizer
