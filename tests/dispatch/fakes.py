@@ -110,6 +110,7 @@ class FakeWorker:
         self._prompts: list[list[int]] = []
         self._inbox: deque[tuple[Command, asyncio.Future[Result]]] = deque()
         self._listeners: list[OnProgress] = []
+        self.refused: Callable[[Command], MintError | None] = lambda _: None
 
     def execute(self, command: Command, on_progress: OnProgress | None = None) -> asyncio.Future[Result]:
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -148,7 +149,7 @@ class FakeWorker:
             return False
         command, answer = self._inbox.popleft()
         self.executed.append(command)
-        outcome = self._execute(command)
+        outcome = self.refused(command) or self._execute(command)
         if not answer.done():
             if isinstance(outcome, MintError):
                 answer.set_exception(outcome)

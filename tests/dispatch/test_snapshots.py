@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 from mint.engine.core import Command, CreateRun, ForwardBackward, LoraShape, RestoreRun, Snapshot
+from mint.errors import MintError
 
 from .fakes import FakeWorker, settle, step, work_off
 from .test_streams import World, play
@@ -116,5 +117,23 @@ def test_a_worker_that_dies_over_a_snapshot_leaves_none() -> None:
         await work_off(world.fleet)
         assert world.state == [CreateRun("run", LoraShape(4, 0)), step(1), step(2), step(3)]
         assert set(world.journal.finishes.values()) == {1}
+
+    play(scene)
+
+
+def test_a_worker_that_has_gradients_left_gives_none() -> None:
+    """Which the stream cannot know when it sends the snapshot: a `TrainStep` fails with its pass."""
+
+    async def scene() -> None:
+        world = World(snapshots=0.0)
+        worker = world.fleet.start()
+        worker.refused = lambda command: MintError("has gradients") if isinstance(command, Snapshot) else None
+        world.arrive(0, 1)
+        await work_off(world.fleet)
+        assert world.journal.snapshot is None
+        worker.refused = lambda _: None
+        world.arrive(2)
+        await work_off(world.fleet)
+        assert world.journal.snapshot is not None
 
     play(scene)

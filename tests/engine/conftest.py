@@ -39,8 +39,8 @@ class EngineDriver:
             answers.update(self.engine.submit(self._number, command))
         while self.engine.has_work:
             answers.update(self.engine.step())
-        for command in commands:
-            if isinstance(command, Snapshot):
+        for number, command in zip(numbers, commands, strict=True):
+            if isinstance(command, Snapshot) and number not in answers:
                 answers.update([self._late.get(timeout=60)])
         return [answers[number] for number in numbers]
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from mint.engine.constraints import ConstraintState
 from mint.engine.core import Constraint, Sample, Sampled, SamplingParams
 from mint.errors import BadRequestError
 from mint.tiny import model_path
@@ -94,3 +95,19 @@ def test_log_probabilities_are_of_the_masked_distribution(driver: EngineDriver) 
     tops = result.sequences[0].top
     assert tops is not None
     assert np.exp(tops.logprobs[0][np.isfinite(tops.logprobs[0])]).sum() == pytest.approx(1, abs=1e-4)
+
+
+def test_a_constraint_that_cannot_follow_a_token_fails_its_own_request(
+    driver: EngineDriver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also when another request ended in that very step."""
+
+    def refuse(_state: object, _token: int) -> None:
+        raise BadRequestError("too much work", field="response_format")
+
+    monkeypatch.setattr(ConstraintState, "accept", refuse)
+    ended, refused, other = driver.together([command(None, max_tokens=1), command(DATE), command(None, seed=9)])
+    assert isinstance(ended, Sampled)
+    assert isinstance(refused, BadRequestError)
+    assert isinstance(other, Sampled)
+    assert isinstance(driver.one(command(None)), Sampled)

@@ -220,3 +220,9 @@ def test_filtered_samples_carry_the_renormalised_logprobs(sampling: Sampling, qw
         for row, token, logprob in zip(logits, sequence.tokens, sequence.logprobs, strict=True):
             expected = reference_distribution(row, command.params)[token]
             assert logprob == pytest.approx(expected, abs=2e-5)
+
+
+def test_a_top_k_of_any_size_is_at_most_the_vocabulary() -> None:
+    params = SamplingParams(max_tokens=1, seed=0, top_k=2**70, top_p=0.9)
+    drawn = draw(torch.zeros(3, 10), [params] * 3, range(3), [0] * 3)
+    assert (drawn.tokens < 9).all()

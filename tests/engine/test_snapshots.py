@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 import torch
 
 from mint.engine import engine as engine_module
-from mint.engine.core import CreateRun, OptimStep, RestoreRun, Saved, Snapshot
+from mint.engine.core import CreateRun, ForwardBackward, OptimStep, RestoreRun, Saved, Snapshot, TrainStep
 from mint.errors import MintError
-from tests.engine.conftest import EngineDriver, shape
+from tests.engine.conftest import EngineDriver, make_datum, shape
 from tests.engine.support import LARGE_STEPS, assert_same_pass, policy_pass, trainable, trained_run
 
 
@@ -66,3 +67,18 @@ def test_a_snapshot_that_cannot_be_written_is_an_error(driver: EngineDriver, tmp
     assert isinstance(answer, MintError)
     assert "not written" in str(answer)
     driver.one(policy_pass("run", [4], "cross_entropy", np.random.default_rng(0)))
+
+
+def test_there_is_none_while_there_are_gradients(driver: EngineDriver, tmp_path: Path) -> None:
+    """A step that fails with its pass leaves what passes before it had added: a snapshot would lose it."""
+    driver.one(CreateRun("run", shape(4)))
+    driver.one(policy_pass("run", [5], "cross_entropy", np.random.default_rng(0)))
+    datum = make_datum(np.random.default_rng(1), 4)
+    broken = replace(datum, loss_inputs={**datum.loss_inputs, "weights": np.full(4, np.inf, np.float32)})
+    failing = TrainStep(ForwardBackward("run", (broken,), "cross_entropy"), LARGE_STEPS)
+    failed, refused = driver.together([failing, Snapshot("run", tmp_path / "1")])
+    assert isinstance(failed, MintError)
+    assert isinstance(refused, MintError)
+    assert "gradients" in str(refused)
+    driver.one(OptimStep("run", LARGE_STEPS))
+    assert isinstance(driver.one(Snapshot("run", tmp_path / "2")), Saved)

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from mint.engine.core import ForwardBackward, OptimStep, Sample, Sampled, SamplingParams
+from mint.engine.core import ForwardBackward, OptimStep, Passed, Sample, Sampled, SamplingParams
 from mint.engine.loss_specs import LOSS_SPECS
 from mint.models.attention import PackedCausal
 from mint.models.flash import Attend
 from tests.engine.conftest import EngineDriver, make_driver, shape
-from tests.engine.support import LARGE_STEPS, export, gradients, policy_pass, trainable, trained_run
+from tests.engine.support import LARGE_STEPS, export, gradients, next_token_datum, policy_pass, trainable, trained_run
 from tests.engine.test_prefixes import group
 from tests.models.test_attention import Tree
 
@@ -90,7 +90,11 @@ def test_samples_have_the_logprobs_of_forward(qwen_dir: Path, tmp_path: Path) ->
     request = Sample(revision, np.arange(5, 25, dtype=np.int32), 4, SamplingParams(max_tokens=12, seed=3))
     sampled = cuda.one(request)
     assert isinstance(sampled, Sampled)
-    assert all(np.isfinite(sequence.logprobs).all() for sequence in sampled.sequences)
+    for sequence in sampled.sequences:
+        datum = next_token_datum(np.concatenate([request.prompt, sequence.tokens]))
+        passed = cuda.one(ForwardBackward("a", (datum,), "cross_entropy", forward_only=True))
+        assert isinstance(passed, Passed)
+        np.testing.assert_allclose(sequence.logprobs, passed.logprobs[0][len(request.prompt) - 1 :], rtol=0, atol=1e-4)
 
 
 def test_parked_runs_come_back(qwen_dir: Path) -> None:

@@ -23,6 +23,9 @@ from mint.errors import BusyError, MintError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
+LARGEST_SHARE = 4
+"""Requests, however large, that are with a worker at a time."""
+
 CLOSE_SECONDS = 5.0
 """For the results that have come to be written when the server stops."""
 
@@ -206,21 +209,25 @@ class SampleQueue:
         while lane.waiting and lane.sequences_out < self._window and not self._closed:
             ticket = lane.take()
             del self._waiting[ticket.request_id]
-            lane.sequences_out += ticket.command.num_samples
+            lane.sequences_out += self._share(ticket)
             work = asyncio.create_task(self._outcome(ticket))
             self._out[ticket.request_id] = ticket, work
             work.add_done_callback(partial(self._ended, ticket))
 
     def _ended(self, ticket: SampleTicket, work: asyncio.Task[Result | MintError]) -> None:
         lane = self._lanes[ticket.model]
-        lane.sequences_out -= ticket.command.num_samples
-        lane.rate.count()
+        lane.sequences_out -= self._share(ticket)
         # one that is not here any more was withdrawn, and is finished by whoever did that
         if self._out.pop(ticket.request_id, None) is not None:
+            lane.rate.count()
             finishing = asyncio.ensure_future(ticket.finish(work.result()))
             self._finishing.add(finishing)
             finishing.add_done_callback(self._finishing.discard)
         self._advance(lane)
+
+    def _share(self, ticket: SampleTicket) -> int:
+        """Sequences that a request counts for: one alone never fills the window, so that others come in beside it."""
+        return min(ticket.command.num_samples, max(1, self._window // LARGEST_SHARE))
 
     async def _outcome(self, ticket: SampleTicket) -> Result | MintError:
         """What comes of a request, whatever becomes of workers meanwhile."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 from mint.engine.core import Command, OptimStep, Result, Snapshot, TrainStep, Worker, WorkerDiedError
+from mint.errors import MintError
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +67,8 @@ class Snapshots:
             await self._store.commit_snapshot(self._run_id, seq_id, folder, getattr(saved, "size_bytes", 0))
         except WorkerDiedError:
             pass  # the next worker's will come
+        except MintError as error:
+            logger.info("no snapshot of run %s now: %s", self._run_id, error)
         except Exception:
             logger.exception("no snapshot of run %s: its recovery begins further back", self._run_id)
         self._due = asyncio.get_running_loop().time() + self._seconds

@@ -251,7 +251,7 @@ class SaveState:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """As `SaveState`, of a run whose gradients are zero, but what follows does not wait until the files are written."""
+    """As `SaveState`, but what follows does not wait until the files are written; refused while there are gradients."""
 
     run_id: str
     directory: Path

@@ -120,7 +120,12 @@ class Engine:
         try:
             adapter = self._revisions.get(command.revision) if command.revision else None
             self._generator.add(number, command, adapter)
-        except MintError as error:
+        except FATAL:
+            raise
+        except Exception as error:
+            if not isinstance(error, MintError):
+                logger.exception("a sample could not be queued")
+                error = MintError(f"the sample could not be queued: {error}")
             return ((number, error),)
         return ()
 
@@ -247,8 +252,8 @@ class Engine:
     def _snapshot(self, number: int, command: Snapshot) -> Iterator[Answer]:
         """Copy the state now; write it, and answer, beside what comes next."""
         try:
-            write = self._trainer.saver(command.run_id)
-        except NotFoundError as error:
+            write = self._trainer.snapshot(command.run_id)
+        except MintError as error:
             yield number, error
         else:
             self._files.submit(self._write_snapshot, number, command.directory, write)

@@ -19,7 +19,7 @@ from mint.config import EngineConfig
 from mint.engine.adapters import Adapter
 from mint.engine.constraints import ConstraintCompiler, mask_logits
 from mint.engine.continuations import Continuation, Request
-from mint.engine.core import Progress, Sample, Sampled, StopReason
+from mint.engine.core import FloatArray, Int32Array, Progress, Sample, Sampled, StopReason
 from mint.engine.kv_cache import KVCache
 from mint.engine.packing import adapter_segments
 from mint.engine.paged_attention import PagedAttention
@@ -189,24 +189,32 @@ class Generator:
 
     def _take(self, drawing: Sequence[Continuation], drawn: Drawn) -> None:
         """Append what was drawn and end the continuations that it completes."""
+        likeliest = _likeliest(drawing, drawn)
         values = zip(drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True)
         for row, (continuation, (token, logprob)) in enumerate(zip(drawing, values, strict=True)):
-            if continuation.request.error is not None:
-                continue
-            continuation.tokens.append(token)
-            continuation.logprobs.append(logprob)
-            if wanted := continuation.request.command.top_logprobs:
-                tokens, logprobs = top_of(drawn.distribution[row : row + 1], wanted)
-                continuation.tops.append((tokens[0], logprobs[0]))
-            if not math.isfinite(logprob):
-                continuation.request.error = BadRequestError(
-                    "the logits are not finite: these weights have diverged, sample an earlier checkpoint"
-                )
-                continue
-            if continuation.constraint is not None:
-                continuation.constraint.accept(token)
-            if (reason := self._stop_reason(continuation, token)) is not None:
-                continuation.finish(reason)
+            if continuation.request.error is None:
+                continuation.tops += likeliest.get(row, [])
+                try:
+                    self._take_token(continuation, token, logprob)
+                except MintError as error:
+                    continuation.request.error = error
+
+    def _take_token(self, continuation: Continuation, token: int, logprob: float) -> None:
+        """Append a token, and end the continuation if that completes it.
+
+        Raises:
+            BadRequestError: there is none that could be drawn, or its constraint cannot follow it.
+        """
+        continuation.tokens.append(token)
+        continuation.logprobs.append(logprob)
+        if not math.isfinite(logprob):
+            raise BadRequestError(
+                "the logits are not finite: these weights have diverged, sample an earlier checkpoint"
+            )
+        if continuation.constraint is not None:
+            continuation.constraint.accept(token)
+        if (reason := self._stop_reason(continuation, token)) is not None:
+            continuation.finish(reason)
 
     def _stop_reason(self, continuation: Continuation, token: int) -> StopReason | None:
         params = continuation.request.command.params
@@ -220,3 +228,14 @@ class Generator:
             reach = max(len(stop) for stop in params.stop_bytes) - 1
             continuation.tail = text[max(0, len(text) - reach) :]
         return "length" if len(continuation.tokens) == params.max_tokens else None
+
+
+def _likeliest(drawing: Sequence[Continuation], drawn: Drawn) -> dict[int, list[tuple[Int32Array, FloatArray]]]:
+    """By row, the likeliest tokens of those that are to tell them; all rows at once."""
+    wanted = {row: c.request.command.top_logprobs for row, c in enumerate(drawing) if c.request.command.top_logprobs}
+    if not wanted:
+        return {}
+    tokens, logprobs = top_of(drawn.distribution[list(wanted)], max(wanted.values()))
+    return {
+        row: [(tokens[place, :count], logprobs[place, :count])] for place, (row, count) in enumerate(wanted.items())
+    }

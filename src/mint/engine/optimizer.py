@@ -100,6 +100,11 @@ class TrainableAdapter:
         assert self._parameter.grad is not None
         return self._parameter.grad
 
+    @property
+    def has_gradients(self) -> bool:
+        """Whether any were added since the last step."""
+        return not self._untouched
+
     def mark(self) -> Tensor | None:
         """What `restore` needs to take back all that is added to the gradients from now on."""
         mark = None if self._untouched else self.gradients.clone()

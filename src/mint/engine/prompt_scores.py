@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mint.engine.core import FloatArray, PromptAnswer, PromptQuery, Sample, TopLogprobs
-from mint.engine.sampling import GREEDY_BELOW, pick, top_of
+from mint.engine.sampling import GREEDY_BELOW, bucket_masses, pick, top_of
 from mint.models.logprobs import UnembeddingHead
 from mint.models.segments import AdapterSlot, Segment
 
@@ -73,12 +73,14 @@ class PromptScores:
         params, count, rows = self._command.params, self._query.alternatives, len(logits)
         greedy = params.temperature < GREEDY_BELOW
         logprobs = torch.log_softmax(logits if greedy else logits / params.temperature, dim=1)
+        probabilities = logprobs.exp()
+        masses, positions = bucket_masses(probabilities), range(first, first + rows)
         for place in range(count):
             if greedy:
                 tokens = logprobs.argmax(dim=1)
             else:
-                positions = range(first, first + rows)
-                tokens = pick(logprobs.exp(), [params.seed] * rows, [ALTERNATIVES + place] * rows, positions)
+                lane = [ALTERNATIVES + place] * rows
+                tokens = pick(probabilities, [params.seed] * rows, lane, positions, masses)
             into.tokens[first - 1 : first - 1 + rows, place] = tokens.cpu().numpy()
             values: FloatArray = logprobs.gather(1, tokens[:, None])[:, 0].cpu().numpy()
             into.logprobs[first - 1 : first - 1 + rows, place] = values

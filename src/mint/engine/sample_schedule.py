@@ -77,7 +77,8 @@ class SampleSchedule:
 
     def suspect(self, requests: Iterable[Request]) -> None:
         """A step failed, and one of these is at fault: the next steps are each for one of them alone."""
-        self._suspects.extend(request for request in requests if request not in self._suspects)
+        # what has ended in that step, before it failed, is not at fault
+        self._suspects.extend(r for r in requests if not r.is_settled and r not in self._suspects)
 
     # --- before a step --------------------------------------------------------------------------------------
 
@@ -204,7 +205,8 @@ class SampleSchedule:
             siblings.append(leader.sibling(index, shared + own))
         if number < leader.siblings:
             rest = leader.siblings - number - 1
-            self._waiting.appendleft(Continuation(leader.request, first + number, rest))
+            # behind whoever waits: a request of a thousand samples is no reason for others to wait for all of them
+            self._waiting.append(Continuation(leader.request, first + number, rest))
         leader.siblings = 0
         self._running += siblings
         return Fork(siblings, leader.blocks[-1], targets)

@@ -84,25 +84,34 @@ def draw(logits: Tensor, params: Sequence[SamplingParams], samples: Sequence[int
     if len(greedy) == len(params):
         tokens = logprobs.argmax(dim=1)
     else:
-        tokens = pick(logprobs.exp(), [p.seed for p in params], samples, positions)
+        probabilities = logprobs.exp()
+        tokens = pick(probabilities, [p.seed for p in params], samples, positions, bucket_masses(probabilities))
         if greedy:
             tokens[greedy] = logprobs[greedy].argmax(dim=1)
     return Drawn(tokens, logprobs.gather(1, tokens[:, None])[:, 0], logprobs)
 
 
-def pick(probabilities: Tensor, seeds: Sequence[int], samples: Sequence[int], positions: Sequence[int]) -> Tensor:
-    """A token for each row of (B, V) probabilities, int64 (B,)."""
+def pick(
+    probabilities: Tensor, seeds: Sequence[int], samples: Sequence[int], positions: Sequence[int], masses: Tensor
+) -> Tensor:
+    """A token for each row of (B, V) probabilities, int64 (B,); `masses` are those of their buckets."""
+    vocab, device = probabilities.shape[1], probabilities.device
+    times = torch.from_numpy(exponentials(seeds, samples, positions, 0, masses.shape[1])).to(device)
+    buckets = (masses / times).argmax(dim=1)
+    tokens = buckets[:, None] * BUCKET + torch.arange(BUCKET, device=device)
+    inside = probabilities.gather(1, tokens.clamp(max=vocab - 1)).masked_fill_(tokens >= vocab, 0)
+    times = torch.from_numpy(exponentials(seeds, samples, positions, 1, BUCKET)).to(device)
+    return tokens.gather(1, (inside / times).argmax(dim=1, keepdim=True))[:, 0].clamp_(max=vocab - 1)
+
+
+def bucket_masses(probabilities: Tensor) -> Tensor:
+    """The sums of (B, V) over buckets of neighbours, (B, ⌈V / BUCKET⌉)."""
     count, vocab = probabilities.shape
     whole = vocab // BUCKET * BUCKET
     masses = probabilities[:, :whole].view(count, -1, BUCKET).sum(dim=2)
-    if whole < vocab:
-        masses = torch.cat([masses, probabilities[:, whole:].sum(dim=1, keepdim=True)], dim=1)
-    times = torch.from_numpy(exponentials(seeds, samples, positions, 0, masses.shape[1])).to(probabilities.device)
-    buckets = (masses / times).argmax(dim=1)
-    tokens = buckets[:, None] * BUCKET + torch.arange(BUCKET, device=probabilities.device)
-    inside = probabilities.gather(1, tokens.clamp(max=vocab - 1)).masked_fill_(tokens >= vocab, 0)
-    times = torch.from_numpy(exponentials(seeds, samples, positions, 1, BUCKET)).to(probabilities.device)
-    return tokens.gather(1, (inside / times).argmax(dim=1, keepdim=True))[:, 0].clamp_(max=vocab - 1)
+    if whole == vocab:
+        return masses
+    return torch.cat([masses, probabilities[:, whole:].sum(dim=1, keepdim=True)], dim=1)
 
 
 def top_of(logprobs: Tensor, count: int) -> tuple[Int32Array, FloatArray]:
@@ -124,10 +133,10 @@ def _filter(logits: Tensor, params: Sequence[SamplingParams]) -> Tensor:
     vocab = logits.shape[1]
     rows = [i for i, p in enumerate(params) if p.temperature >= GREEDY_BELOW and (0 < p.top_k < vocab or p.top_p < 1)]
     if rows:
-        top_k = torch.tensor([params[i].top_k if params[i].top_k > 0 else vocab for i in rows], device=logits.device)
-        top_p = torch.tensor([params[i].top_p for i in rows], dtype=torch.float32, device=logits.device)
+        top_k = torch.tensor([min(params[i].top_k, vocab) if params[i].top_k > 0 else vocab for i in rows])
+        top_p = torch.tensor([params[i].top_p for i in rows], dtype=torch.float32)
         index = torch.tensor(rows, device=logits.device)
-        logits[index] = _keep_likeliest(logits[index], top_k, top_p)
+        logits[index] = _keep_likeliest(logits[index], top_k.to(logits.device), top_p.to(logits.device))
     return logits
 
 

@@ -27,6 +27,7 @@ from mint.engine.objective import BatchObjective, combined
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, micro_batches, pack_shared
 from mint.engine.residency import LostRunError, Residents
+from mint.errors import MintError
 from mint.models.causal_lm import CausalLM
 
 T = TypeVar("T")
@@ -88,6 +89,16 @@ class Trainer:
     def saver(self, run_id: str) -> Callable[[Path], None]:
         """A function that writes the run's state of this moment to a folder, as a training checkpoint."""
         return partial(self.run(run_id).saved().write, base_model=self._name)
+
+    def snapshot(self, run_id: str) -> Callable[[Path], None]:
+        """As `saver`, for a run of which that is all there is.
+
+        Raises:
+            MintError: it has gradients: the step in front failed, and left what passes before it had added.
+        """
+        if self.run(run_id).has_gradients:
+            raise MintError(f"run {run_id} has gradients, which a snapshot would lose")
+        return self.saver(run_id)
 
     def export(self, run_id: str, directory: Path) -> None:
         """Write the weights alone, as a revision."""

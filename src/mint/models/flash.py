@@ -91,7 +91,12 @@ def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def forward_masked(block: Block, mask: Tensor, scale: float) -> Answer:
-    """Softmax attention within each block under an additive mask (C or 1, n, m), which hides no row's every key."""
+    """Softmax attention within each block under an additive mask (C or 1, n, m), which hides no row's every key.
+
+    On CUDA in float32, whatever the block is: scores that are rounded to bfloat16 would not be the trainer's.
+    """
+    if block.query.is_cuda:
+        block = Block(*(t.float() for t in block))
     return _forward(block, Attend(scale, causal=False), mask[:, None])
 
 

@@ -28,6 +28,12 @@ from mint.wire.targets import PromptTargets, decode_targets
 WITHOUT_SESSION = "sample"
 """The stream of samples that name a model and no sampling session; their numbers are drawn here."""
 
+MAX_STOPS, MAX_STOP_BYTES = 64, 1 << 16
+"""Stop strings of a request, and their bytes in sum: each is looked for at every token."""
+
+MAX_DRAWN = 1 << 16
+"""Alternatives of a prompt's tokens in one request: each is drawn by itself, and all in one step."""
+
 MAX_TOKENS = 1 << 22
 """Of one request, drawn or told of, in sum over its sequences or positions."""
 
@@ -101,11 +107,11 @@ def _revision(catalog: Catalog, directory: str | None) -> Revision | None:
     return Revision(directory, folder)
 
 
-def _limit(field: str, each: int, count: int, what: str) -> None:
+def _limit(field: str, each: int, count: int, what: str, limit: int = MAX_TOKENS) -> None:
     """Refuse a request whose answer would be too large."""
-    if each * count > MAX_TOKENS:
+    if each * count > limit:
         raise BadRequestError(
-            f"{each} × {count} {what} is {each * count}; in one request it may be {MAX_TOKENS}", field=field
+            f"{each} × {count} {what} is {each * count}; in one request it may be {limit}", field=field
         )
 
 
@@ -122,8 +128,8 @@ def _query(request: SampleRequest, model: ModelInfo, length: int) -> PromptQuery
     for field in ("topk_prompt_logprobs", "topk_sample_logprobs"):
         if getattr(request, field) > model.vocab_size:
             raise BadRequestError(f"{model.name} has {model.vocab_size} tokens to tell of", field=field)
-    for field in ("topk_prompt_logprobs", "prompt_alt_tokens_k"):
-        _limit(field, getattr(request, field), positions, "positions")
+    _limit("topk_prompt_logprobs", request.topk_prompt_logprobs, positions, "positions")
+    _limit("prompt_alt_tokens_k", request.prompt_alt_tokens_k, positions, "positions", MAX_DRAWN)
     targets = _targets(request, length)
     if targets is not None and not ((targets.ids >= -1) & (targets.ids < model.vocab_size)).all():
         raise BadRequestError(f"has an id outside -1…{model.vocab_size - 1}", field=TARGETS)
@@ -214,4 +220,10 @@ def _stops(stop: str | list[str] | list[int] | None, model: ModelInfo) -> tuple[
         check_token_ids(np.array(ids), model, "sampling_params.stop")
     if not all(texts):
         raise BadRequestError("has an empty string", field="sampling_params.stop")
+    size = sum(len(text.encode()) for text in texts)
+    if len(texts) > MAX_STOPS or size > MAX_STOP_BYTES:
+        raise BadRequestError(
+            f"has {len(texts)} strings of {size} bytes; it may have {MAX_STOPS}, of {MAX_STOP_BYTES} bytes in sum",
+            field="sampling_params.stop",
+        )
     return frozenset(ids), tuple(text.encode() for text in texts)
