@@ -298,3 +298,32 @@ def test_close_writes_what_has_come_and_leaves_the_rest() -> None:
         assert worker.backlog == []
 
     play(scene)
+
+
+def test_a_request_of_many_samples_leaves_room_for_others() -> None:
+    async def scene() -> None:
+        line = Line(window=64)
+        line.fleet.start()
+        for name in "abc":
+            line.add(name, num_samples=1000)
+        line.add("one", owner="bob")
+        await settle()
+        assert line.at_worker == ["a", "b", "c", "one"]
+
+    play(scene)
+
+
+def test_requests_that_were_given_up_do_not_make_an_estimate(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        line = Line(window=1)
+        line.fleet.start()
+        for name in "abcdef":
+            line.add(name)
+        await settle()
+        await line.queue.cancel("abcd", OperationCancelledError("given up"))
+        await settle()
+        wait = line.queue.wait("f")
+        assert wait is not None
+        assert wait.seconds is None
+
+    play(scene)

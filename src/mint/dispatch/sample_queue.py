@@ -23,8 +23,8 @@ from mint.errors import BusyError, MintError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
-LARGEST_SHARE = 4
-"""Requests, however large, that are with a worker at a time."""
+LARGEST_SHARE = 16
+"""Sequences of a request that count, or a quarter of the window where that is more."""
 
 CLOSE_SECONDS = 5.0
 """For the results that have come to be written when the server stops."""
@@ -227,7 +227,7 @@ class SampleQueue:
 
     def _share(self, ticket: SampleTicket) -> int:
         """Sequences that a request counts for: one alone never fills the window, so that others come in beside it."""
-        return min(ticket.command.num_samples, max(1, self._window // LARGEST_SHARE))
+        return min(ticket.command.num_samples, max(LARGEST_SHARE, self._window // 4))
 
     async def _outcome(self, ticket: SampleTicket) -> Result | MintError:
         """What comes of a request, whatever becomes of workers meanwhile."""
