@@ -44,6 +44,10 @@ class BadRequestError(MintError):
     category = "user"
 
 
+class InUseError(BadRequestError):
+    """Something reads what the request would remove. Not 409, which the SDK sends again for five minutes."""
+
+
 class AuthenticationError(MintError):
     """No key, or a key this server does not know."""
 

@@ -14,6 +14,7 @@ from sqlalchemy.exc import IntegrityError, OperationalError
 
 from mint.engine.core import CreateRun, ForwardBackward, OptimStep, RestoreRun, Sample, SaveState
 from mint.errors import NotFoundError
+from mint.store import files
 
 from .inprocess import MODEL, Serve, World, datum, play
 
@@ -249,13 +250,16 @@ def test_a_kill_between_files_and_journal_is_mended(
             world.worker.paused = True
             future = await world.alice.ok("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
             folder = killed(tmp_path / "data")
-        written = folder / "checkpoints" / future["request_id"]
+        written = folder / "checkpoints" / f"{future['request_id']}.staged"
         written.mkdir(parents=True)
         (written / "weights").write_text("1")
+        files.commit(folder / "checkpoints", future["request_id"])
         (folder / "checkpoints" / "req-of-a-save-that-failed.staged").mkdir()
         async with serve(folder) as world:
             path = (await world.alice.retrieve(future["request_id"]))["path"]
-            assert [entry.name for entry in (folder / "checkpoints").iterdir()] == [future["request_id"]]
+            while (left := {entry.name for entry in (folder / "checkpoints").iterdir()}) != {future["request_id"]}:
+                assert left == {future["request_id"], "req-of-a-save-that-failed.staged"}
+                await asyncio.sleep(0.01)
             await world.alice.sampler(model_path=path)
 
     play(scene)
@@ -362,7 +366,7 @@ def test_rows_that_do_not_fit_fail_the_operation(serve: Serve, monkeypatch: pyte
                 raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
 
             with monkeypatch.context() as patch:
-                patch.setattr("mint.store.repository.put_checkpoint", twice)
+                patch.setattr("mint.store.checkpoints.put", twice)
                 failed = await world.alice.result("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
             assert failed["category"] == "server"
             await world.alice.step(run, 2)

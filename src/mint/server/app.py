@@ -21,8 +21,20 @@ from mint.server.body import LimitedBody
 from mint.server.catalog import Catalog
 from mint.server.operations.submit import ServerJournal, resume
 from mint.server.results import Results
-from mint.server.routes import bootstrap, futures, models, operations, samplers, sessions
+from mint.server.routes import (
+    bootstrap,
+    checkpoints,
+    futures,
+    models,
+    operations,
+    samplers,
+    search,
+    sessions,
+    training_runs,
+    usage,
+)
 from mint.server.services import Services
+from mint.server.sweeper import keep_sweeping
 from mint.store.database import Database
 
 logger = logging.getLogger(__name__)
@@ -41,10 +53,12 @@ def create_app(config: ServerConfig) -> FastAPI:
         services = _build(config)
         app.state.services = services
         app.state.startup = asyncio.create_task(_start(services))
+        sweeping = asyncio.create_task(keep_sweeping(services))
         try:
             yield
         finally:
             app.state.startup.cancel()
+            sweeping.cancel()
             await services.fleet.close()
             await services.dispatcher.close()
             services.database.close()
@@ -52,7 +66,8 @@ def create_app(config: ServerConfig) -> FastAPI:
     app = FastAPI(title="MinT", version=version("mint"), lifespan=lifespan)
     app.add_middleware(LimitedBody, max_bytes=config.max_body_bytes)
     errors.install(app)
-    for module in (bootstrap, sessions, models, operations, samplers, futures):
+    rest = (sessions, search, training_runs, checkpoints, usage)
+    for module in (bootstrap, *rest, models, operations, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
     return app
 

@@ -66,28 +66,20 @@ def finish_session(connection: Connection, session_id: str, reason: str, detail:
 
 
 def run_ids_of_session(connection: Connection, session_id: str) -> list[str]:
-    """The session's runs."""
-    return list(connection.scalars(select(runs.c.run_id).where(runs.c.session_id == session_id)))
+    """The session's runs, in the order they were made."""
+    query = select(runs.c.run_id).where(runs.c.session_id == session_id)
+    return list(connection.scalars(query.order_by(runs.c.created_at, runs.c.run_id)))
 
 
-def put_checkpoint(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = False) -> bool:
-    """Add a checkpoint; False if its path is taken and `overwrite` is not asked for. An expired one takes no path."""
-    if checkpoint.path is not None and (old := find(connection, Checkpoint, path=checkpoint.path)):
-        if not overwrite and live_checkpoint(connection, checkpoint.path) is not None:
-            return False
-        # the files stay as long as a sampler may read them
-        replace_path = update(checkpoints).where(checkpoints.c.checkpoint_id == old.checkpoint_id)
-        connection.execute(replace_path.values(path=None))
-    insert(connection, checkpoint)
-    return True
+def sampler_ids_of_session(connection: Connection, session_id: str) -> list[str]:
+    """The session's samplers, in the order of their numbers."""
+    query = select(samplers.c.sampler_id).where(samplers.c.session_id == session_id)
+    return list(connection.scalars(query.order_by(samplers.c.session_seq_id)))
 
 
-def live_checkpoint(connection: Connection, path: str) -> Checkpoint | None:
-    """The checkpoint of that path, unless it has expired."""
-    checkpoint = find(connection, Checkpoint, path=path)
-    if checkpoint is None or (checkpoint.expires_at is not None and checkpoint.expires_at <= time()):
-        return None
-    return checkpoint
+def assign_project(connection: Connection, session_id: str, project_id: str) -> None:
+    """Move a session, and with it its runs and checkpoints, to a project."""
+    connection.execute(update(sessions).where(sessions.c.session_id == session_id).values(project_id=project_id))
 
 
 def put_sampler(connection: Connection, sampler: Sampler) -> Sampler:

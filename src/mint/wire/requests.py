@@ -15,8 +15,11 @@ SequenceNumber = Annotated[int, Field(ge=0, lt=1 << 63)]
 CheckpointName = Annotated[
     str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.=+-]*$")
 ]
-TtlSeconds = Annotated[int, Field(ge=1, le=3660 * 86400)]
-"""Ten years at most, as the protocol has it."""
+TtlSeconds = Annotated[int, Field(ge=3600, le=3660 * 86400)]
+"""From an hour to ten years, as the protocol has it."""
+Metadata = Annotated[dict[str, str], Field(max_length=1000)]
+"""What a user notes beside an object; text to text, which is all that the SDK reads back."""
+ProjectId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 FLOAT32_MAX = 3.4028234663852886e38
 """The optimizer's arithmetic is float32: what is finite must be so there."""
 NotNegative = Annotated[float, Field(strict=True, ge=0, le=FLOAT32_MAX, allow_inf_nan=False)]
@@ -42,9 +45,9 @@ class CreateSessionRequest(WireModel):
     """A session groups the runs and samplers of one client process."""
 
     tags: list[str] = []
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
     sdk_version: str | None = None
-    project_id: str | None = None
+    project_id: ProjectId | None = None
     display_name: str | None = None
 
 
@@ -54,10 +57,13 @@ class HeartbeatRequest(WireModel):
     session_id: str
 
 
+EndedAs = Literal["success", "errored", "interrupted"]
+
+
 class FinishReason(WireModel):
     """How the client's program ended."""
 
-    type: Literal["success", "errored", "interrupted"] = "success"
+    type: EndedAs = "success"
 
 
 class FinishSessionRequest(WireModel):
@@ -65,6 +71,49 @@ class FinishSessionRequest(WireModel):
 
     reason: FinishReason = FinishReason()
     detail: str | None = None
+
+
+class ProjectRequest(WireModel):
+    """Move a session to a project."""
+
+    project_id: ProjectId
+
+
+class SearchOwner(WireModel):
+    """Whose sessions to search. Sessions are never shared, so that "accessible" ones are one's own."""
+
+    type: Literal["own", "accessible", "user"] = "own"
+    owner_urns: Annotated[list[str], Field(min_length=1, max_length=10)] | None = None
+
+
+class SearchStatus(WireModel):
+    """A status to find; `reasons` narrows "client_finished" down."""
+
+    type: Literal["active", "cancelled", "failed", "client_finished"]
+    reasons: Annotated[list[EndedAs], Field(min_length=1)] | None = None
+
+
+class SearchCursor(WireModel):
+    """Where the next page starts. The time is the session's, and not needed to find it."""
+
+    last_session_id: str
+
+
+SearchKey = Annotated[str, StringConstraints(max_length=256, pattern=r'^[^"\\\x00]*$')]
+"""Of metadata: what can be part of a JSON path."""
+
+
+class SearchSessionsRequest(WireModel):
+    """Find sessions: all that is given must match, but of `session_id` and `display_name` one is enough."""
+
+    session_id: str | None = None
+    project_ids: Annotated[list[str], Field(max_length=100)] | None = None
+    user_metadata: Annotated[dict[SearchKey, str], Field(max_length=20)] = {}
+    display_name: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=256)] | None = None
+    owner: SearchOwner = SearchOwner()
+    statuses: Annotated[list[SearchStatus], Field(min_length=1, max_length=20)] | None = None
+    limit: Annotated[int, Field(ge=1, le=200)] = 50
+    cursor: SearchCursor | None = None
 
 
 class TelemetryRequest(WireModel):
@@ -103,7 +152,7 @@ class CreateModelRequest(WireModel):
     lora_config: LoraConfig
     optimizer_config: OptimizerConfig = OptimizerConfig()
     rollout_correction_config: dict[str, Any] | None = None
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
 
 
 class CreateCustomLossRequest(WireModel):
@@ -167,7 +216,7 @@ class SaveWeightsRequest(WireModel):
     seq_id: SequenceNumber
     ttl_seconds: TtlSeconds | None = None
     overwrite: bool = False
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
 
 
 class SaveWeightsForSamplerRequest(WireModel):
@@ -179,7 +228,7 @@ class SaveWeightsForSamplerRequest(WireModel):
     sampling_session_seq_id: Count | None = None
     kind: Literal["snapshot", "inflight"] = "snapshot"
     ttl_seconds: TtlSeconds | None = None
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
 
 
 class LoadWeightsRequest(WireModel):
@@ -192,13 +241,35 @@ class LoadWeightsRequest(WireModel):
     session_id: str | None = None
     model_seq_id: Count | None = None
     base_model: str | None = None
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
     optimizer_config: OptimizerConfig = OptimizerConfig()
 
     @property
     def in_place(self) -> bool:
         """Whether it loads into a run that exists."""
         return self.model_id is not None and self.seq_id is not None
+
+
+class CopyWeightsRequest(WireModel):
+    """Another name for a checkpoint's weights, in a project, or as a run of a session."""
+
+    source_path: str
+    destination_project_id: ProjectId | None = None
+    session_id: str | None = None
+    model_seq_id: Count | None = None
+    ttl_seconds: TtlSeconds | None = None
+
+
+class TtlRequest(WireModel):
+    """When a checkpoint shall expire, counted from now; None is never."""
+
+    ttl_seconds: TtlSeconds | None = None
+
+
+class WeightsInfoRequest(WireModel):
+    """Ask what a checkpoint holds."""
+
+    tinker_path: str
 
 
 # --- sampling -----------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from secrets import token_hex
@@ -24,9 +25,9 @@ from mint.server.operations.kind import Completion, Kind
 from mint.server.operations.sampling import AsyncSample
 from mint.server.operations.train_step import TrainStepKind
 from mint.server.operations.training import CreateModel, OptimizerStep, Pass
-from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights, discard_staged
+from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights
 from mint.server.services import Services
-from mint.store import journal, repository
+from mint.store import files, journal, repository
 from mint.store.database import Database
 from mint.store.schema import Operation, Run, Status
 from mint.wire.numbering import numbering
@@ -38,6 +39,9 @@ R = TypeVar("R")
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries to write a result while the database refuses."""
+
+COMMITS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commits")
+"""One thread: of two saves under one name the later one stands, so they are committed in order."""
 
 KINDS: dict[str, Kind[Any]] = {
     kind.name: kind
@@ -94,6 +98,7 @@ async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: 
             payload=body,
             facts=facts,
             created_at=time(),
+            directory=facts.get("directory") or facts.get("reference"),
         )
         command = kind.plan(services.catalog, operation, request)
         journal.insert(connection, operation)
@@ -169,13 +174,16 @@ async def _finish(
     try:
         if isinstance(outcome, MintError):
             raise outcome
-        await _write(services, operation, Status.DONE, _complete(services, kind, operation, request, outcome))
+        await _write(services, operation, Status.DONE, await _complete(services, kind, operation, request, outcome))
     except MintError as error:
         await _write(services, operation, Status.FAILED, Completion(_failure(error)))
 
 
-def _complete(services: Services, kind: Kind[R], operation: Operation, request: R, result: Result) -> Completion:
+async def _complete(services: Services, kind: Kind[R], operation: Operation, request: R, result: Result) -> Completion:
     try:
+        if kind.saves:  # files are hashed, which would hold up everyone else
+            loop, folder = asyncio.get_running_loop(), services.catalog.checkpoint_dir
+            await loop.run_in_executor(COMMITS, files.commit, folder, operation.request_id)
         return kind.finish(services.catalog, operation, request, result)
     except OSError as error:
         logger.exception("operation %s could not be finished", operation.request_id)
@@ -215,6 +223,10 @@ def _failure(error: MintError) -> bytes:
     return json.dumps({"error": str(error), "category": error.category}).encode()
 
 
+REPLAYED = frozenset(name for name, kind in KINDS.items() if kind.replayed)
+"""Kinds that recovery runs again: what they read is kept as long as their run may need it."""
+
+
 # --- after a restart ----------------------------------------------------------------------------------------
 
 
@@ -223,7 +235,6 @@ async def resume(services: Services) -> int:
 
     Those on a base model that is not served now stay in the journal for a process that serves it.
     """
-    discard_staged(services.catalog)
     unfinished = await services.database.transaction(journal.pending)
     served = [operation for operation in unfinished if services.fleet.model(operation.facts["model"]) is not None]
     if len(served) < len(unfinished):

@@ -1,0 +1,152 @@
+"""Checkpoints: found, published, given a time to live, copied, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from sqlalchemy import Connection
+
+from mint.errors import BadRequestError, InUseError
+from mint.server import access, resources
+from mint.server.dependencies import Owner, Ready
+from mint.server.operations.copies import copy_weights
+from mint.server.operations.submit import REPLAYED
+from mint.server.routes.training_runs import Limit, Offset
+from mint.server.services import Services
+from mint.store import checkpoints, listings, repository
+from mint.store.listings import Window
+from mint.store.schema import Checkpoint, Run
+from mint.wire.paths import CheckpointPath
+from mint.wire.requests import CopyWeightsRequest, TtlRequest, WeightsInfoRequest
+
+router = APIRouter(tags=["checkpoints"])
+
+ONE = "/training_runs/{run_id}/checkpoints/{segment}/{name}"
+"""A checkpoint's id is `segment/name`."""
+
+Key = Annotated[str | None, Header()]
+
+
+@router.get("/checkpoints")
+async def list_user_checkpoints(
+    services: Ready, owner: Owner, limit: Limit = 100, offset: Offset = 0
+) -> dict[str, Any]:
+    """The caller's checkpoints, newest first."""
+    window = Window(limit, offset)
+    page = await services.database.transaction(lambda c: listings.checkpoints_of_owner(c, owner, window))
+    return {
+        "checkpoints": [resources.checkpoint(row) for row in page.rows],
+        "cursor": resources.cursor(page, window),
+    }
+
+
+@router.get("/training_runs/{run_id}/checkpoints")
+async def list_checkpoints(run_id: str, services: Ready, owner: Owner) -> dict[str, Any]:
+    """A run's checkpoints, newest first; of another's run, those that are published."""
+
+    def find(connection: Connection) -> list[Checkpoint]:
+        run = repository.find(connection, Run, run_id=run_id)
+        public = run is not None and run.owner != owner
+        found = listings.checkpoints_of_run(connection, run_id, public=public)
+        if not (public and found):
+            access.owned(run, owner, "training_run_id", run_id)
+        return found
+
+    return {"checkpoints": [resources.checkpoint(row) for row in await services.database.transaction(find)]}
+
+
+@router.post("/weights_info")
+async def weights_info(request: WeightsInfoRequest, services: Ready, owner: Owner) -> dict[str, Any]:
+    """Base model and LoRA of a checkpoint."""
+    path = str(CheckpointPath.parse(request.tinker_path, "tinker_path"))
+    found = await services.database.transaction(lambda c: access.checkpoint(c, path, owner, "tinker_path"))
+    return {
+        "base_model": found.base_model,
+        "is_lora": True,
+        "lora_rank": found.lora_rank,
+        "train_unembed": found.train_unembed,
+        "train_mlp": found.train_mlp,
+        "train_attn": found.train_attn,
+        "optimizer_config": {"type": "adamw"},
+    }
+
+
+@router.delete(ONE, status_code=204)
+async def delete_checkpoint(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
+    """Delete; 400 while something of the caller's reads it. Others that read it finish, and find it no more."""
+
+    def delete(connection: Connection, found: Checkpoint) -> None:
+        if not checkpoints.shared(connection, found):
+            reader = checkpoints.reader(connection, found, REPLAYED)
+            if reader is not None:
+                raise InUseError(f"{found.path} is in use by {reader}", field="checkpoint_id")
+        checkpoints.remove(connection, found)
+
+    return await _change(services, (run_id, segment, name), owner, delete)
+
+
+@router.post(f"{ONE}/publish", status_code=204)
+async def publish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
+    """Let every key of this server read it."""
+    return await _change(
+        services, (run_id, segment, name), owner, lambda c, found: checkpoints.change(c, found, public=True)
+    )
+
+
+@router.delete(f"{ONE}/publish", status_code=204)
+async def unpublish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
+    """Keep it to its owner again. Samplers and runs that others have made of it go on."""
+    return await _change(
+        services, (run_id, segment, name), owner, lambda c, found: checkpoints.change(c, found, public=False)
+    )
+
+
+@router.put(f"{ONE}/ttl", status_code=204)
+async def set_ttl(run_id: str, segment: str, name: str, request: TtlRequest, services: Ready, owner: Owner) -> Response:
+    """Say when it expires, counted from now; null is never."""
+    ttl = request.ttl_seconds
+    expires_at = time() + ttl if ttl is not None else None
+    return await _change(
+        services, (run_id, segment, name), owner, lambda c, found: checkpoints.change(c, found, expires_at=expires_at)
+    )
+
+
+async def _change(
+    services: Services,
+    place: tuple[str, str, str],
+    owner: str,
+    work: Callable[[Connection, Checkpoint], None],
+) -> Response:
+    """Do something to a checkpoint of the caller's.
+
+    Raises:
+        NotFoundError: there is none of that name; the run's owner is told so, nobody else.
+    """
+    run_id = place[0]
+
+    def change(connection: Connection) -> None:
+        access.owned(repository.find(connection, Run, run_id=run_id), owner, "training_run_id", run_id)
+        path = CheckpointPath.parse(f"tinker://{'/'.join(place)}", "checkpoint_id")
+        work(connection, access.own_checkpoint(connection, str(path), owner))
+
+    await services.database.transaction(change)
+    return Response(status_code=204)
+
+
+@router.post("/copy_weights")
+async def copy(
+    request: CopyWeightsRequest,
+    services: Ready,
+    owner: Owner,
+    x_idempotency_key: Key = None,
+    x_tinker_weights_access_token: Key = None,
+) -> dict[str, Any]:
+    """Another name for a checkpoint that the caller may read; its files are shared."""
+    if x_tinker_weights_access_token is not None:
+        raise BadRequestError(
+            "is not served; its owner can publish the checkpoint", field="X-Tinker-Weights-Access-Token"
+        )
+    return await services.database.transaction(lambda c: copy_weights(c, request, x_idempotency_key, owner))

@@ -1,0 +1,169 @@
+"""Lists of runs, sessions and checkpoints: newest first, by page, with true totals; and what they hold in sum.
+
+Every query is answered from an index; `tests/store/test_indexes.py` reads the plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy import Connection, ScalarSelect, Select, and_, exists, func, select, union_all
+
+from mint.store.checkpoints import unexpired
+from mint.store.schema import (
+    Checkpoint,
+    CheckpointKind,
+    Run,
+    Status,
+    checkpoints,
+    named,
+    operations,
+    published,
+    runs,
+    sessions,
+)
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Window:
+    """Which part of a list."""
+
+    limit: int
+    offset: int
+
+
+@dataclass(frozen=True)
+class Page(Generic[T]):
+    """A part of a list, and how long the list is."""
+
+    rows: list[T]
+    total: int
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A run with what has become of it.
+
+    `created` is False for a run whose first operation failed: there is nothing in it. Of the checkpoints, the newest.
+    """
+
+    run: Run
+    last_request_at: float
+    created: bool
+    last_checkpoint: Checkpoint | None
+    last_sampler_checkpoint: Checkpoint | None
+
+
+# --- checkpoints --------------------------------------------------------------------------------------------
+
+
+def checkpoints_of_owner(connection: Connection, owner: str, window: Window) -> Page[Checkpoint]:
+    """All named checkpoints of an owner."""
+    query = select(checkpoints).where(named, checkpoints.c.owner == owner, unexpired())
+    return _page(connection, Checkpoint, [query], window, ("created_at", "path"))
+
+
+def checkpoints_of_run(connection: Connection, run_id: str, *, public: bool) -> list[Checkpoint]:
+    """A run's named checkpoints; with `public`, those that are published."""
+    query = select(checkpoints).where(named, checkpoints.c.run_id == run_id, unexpired())
+    query = query.where(published) if public else query
+    rows = connection.execute(query.order_by(checkpoints.c.created_at.desc(), checkpoints.c.path.desc()))
+    return [Checkpoint(**row._mapping) for row in rows]
+
+
+@dataclass(frozen=True)
+class StoredBytes:
+    """What the checkpoints of a project hold; copies take no bytes of their own."""
+
+    project_id: str
+    count: int
+    size_bytes: int
+
+
+def stored_bytes(connection: Connection, owner: str, project_id: str | None) -> list[StoredBytes]:
+    """An owner's storage by project, or of one project."""
+    folders = (
+        select(
+            sessions.c.project_id,
+            func.count().label("names"),
+            func.max(checkpoints.c.size_bytes).label("size_bytes"),
+        )
+        .join(runs, runs.c.run_id == checkpoints.c.run_id)
+        .join(sessions, sessions.c.session_id == runs.c.session_id)
+        .where(named, checkpoints.c.owner == owner, unexpired())
+        .where(*([sessions.c.project_id == project_id] if project_id is not None else []))
+        .group_by(sessions.c.project_id, checkpoints.c.directory)
+        .subquery()
+    )
+    project = folders.c.project_id
+    query = select(project, func.sum(folders.c.names), func.sum(folders.c.size_bytes)).group_by(project)
+    return [StoredBytes(*row) for row in connection.execute(query.order_by(project))]
+
+
+# --- runs ---------------------------------------------------------------------------------------------------
+
+
+def runs_of_owner(
+    connection: Connection, owner: str, window: Window, *, project_id: str | None = None, accessible: bool = False
+) -> Page[RunView]:
+    """An owner's runs; with `accessible`, also those of others that have a published checkpoint."""
+    parts = [runs.c.owner == owner]
+    if accessible:
+        shared = select(checkpoints.c.run_id).where(published, unexpired())
+        parts.append(and_(runs.c.owner != owner, runs.c.run_id.in_(shared)))
+    if project_id is not None:
+        of_project = and_(sessions.c.session_id == runs.c.session_id, sessions.c.project_id == project_id)
+        parts = [and_(part, exists().where(of_project)) for part in parts]
+    page = _page(connection, Run, [select(runs).where(part) for part in parts], window, ("created_at", "run_id"))
+    return Page([view(connection, run, public=run.owner != owner) for run in page.rows], page.total)
+
+
+def view(connection: Connection, run: Run, *, public: bool) -> RunView:
+    """A run with what has become of it; with `public`, only published checkpoints count."""
+    of_run = operations.c.stream == run.run_id
+    newest = select(operations.c.created_at).where(of_run).order_by(operations.c.seq_id.desc()).limit(1)
+    first = select(operations.c.status).where(of_run, operations.c.seq_id == 0)
+    last_request_at, status = connection.execute(select(_value(newest), _value(first))).one()
+    return RunView(
+        run,
+        last_request_at if last_request_at is not None else run.created_at,
+        status != Status.FAILED,
+        _newest(connection, run, CheckpointKind.TRAINING, public=public),
+        _newest(connection, run, CheckpointKind.SAMPLER, public=public),
+    )
+
+
+def _value(query: Select[Any]) -> ScalarSelect[Any]:
+    return query.scalar_subquery()
+
+
+def _newest(connection: Connection, run: Run, kind: CheckpointKind, *, public: bool) -> Checkpoint | None:
+    of_run = and_(checkpoints.c.run_id == run.run_id, checkpoints.c.kind == kind)
+    query = select(checkpoints).where(named, of_run, unexpired()).order_by(checkpoints.c.created_at.desc()).limit(1)
+    row = connection.execute(query.where(published) if public else query).one_or_none()
+    return Checkpoint(**row._mapping) if row is not None else None
+
+
+# --- sessions -----------------------------------------------------------------------------------------------
+
+
+def session_ids_of_owner(connection: Connection, owner: str, window: Window) -> list[str]:
+    """An owner's sessions."""
+    query = select(sessions.c.session_id).where(sessions.c.owner == owner)
+    query = query.order_by(sessions.c.created_at.desc(), sessions.c.session_id.desc())
+    return list(connection.scalars(query.limit(window.limit).offset(window.offset)))
+
+
+def _page(
+    connection: Connection, kind: type[T], parts: Sequence[Select[Any]], window: Window, newest: Sequence[str]
+) -> Page[T]:
+    """A window of the rows of some queries, the largest in the columns `newest` first, and the number of them all."""
+    query = union_all(*parts) if len(parts) > 1 else parts[0]
+    order = [query.selected_columns[name].desc() for name in newest]
+    rows = connection.execute(query.order_by(*order).limit(window.limit).offset(window.offset))
+    counts = [part.with_only_columns(func.count(), maintain_column_froms=True) for part in parts]
+    return Page([kind(**row._mapping) for row in rows], sum(connection.scalar(count) or 0 for count in counts))
