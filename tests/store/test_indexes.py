@@ -76,7 +76,7 @@ QUERIES: dict[str, Callable[[Connection], object]] = {
     "expire": partial(checkpoints.expire, limit=10),
     "forget": partial(checkpoints.forget_unnamed, limit=10),
     "readers": lambda c: checkpoints.reader(c, UNREAD, REPLAYED),
-    "last name": lambda c: (checkpoints.shared(c, UNREAD), checkpoints.is_named(c, "me:train:3-5")),
+    "last name": lambda c: (checkpoints.shared(c, UNREAD), checkpoints.remove(c, UNREAD)),
     "deletable": partial(checkpoints.deletable, replayed=REPLAYED, limit=10),
     "which folders are known": partial(checkpoints.accounted_for, directories=["a", "b"]),
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from time import time
+from typing import Any
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, or_, select, union_all, update
 
@@ -54,17 +55,16 @@ def put(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = Fal
     return True
 
 
-def remove(connection: Connection, checkpoint: Checkpoint) -> None:
-    """Take a name away; with the last one, its folder is discarded."""
-    connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id == checkpoint.checkpoint_id))
-    if not is_named(connection, checkpoint.directory):
-        connection.execute(discarded.insert(), {"directory": checkpoint.directory, "discarded_at": time()})
-
-
-def is_named(connection: Connection, directory: str) -> bool:
-    """Whether any checkpoint names that folder."""
-    query = select(checkpoints.c.checkpoint_id).where(checkpoints.c.directory == directory).limit(1)
-    return connection.execute(query).first() is not None
+def remove(connection: Connection, *gone: Checkpoint) -> None:
+    """Take names away; with its last one, a folder is discarded."""
+    ids = [checkpoint.checkpoint_id for checkpoint in gone]
+    directories = {checkpoint.directory for checkpoint in gone}
+    connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id.in_(ids)))
+    named = select(checkpoints.c.directory).where(checkpoints.c.directory.in_(directories))
+    unnamed = directories.difference(connection.scalars(named))
+    if unnamed:
+        now = time()
+        connection.execute(discarded.insert(), [{"directory": name, "discarded_at": now} for name in unnamed])
 
 
 def shared(connection: Connection, checkpoint: Checkpoint) -> bool:
@@ -139,10 +139,10 @@ def _remembered() -> ColumnElement[bool]:
     return sessions.c.last_heartbeat > time() - ABANDONED_SECONDS
 
 
-def _remove_all(connection: Connection, query: Select[tuple[object, ...]]) -> int:
-    rows = connection.execute(query).all()
-    for row in rows:
-        remove(connection, Checkpoint(**row._mapping))
+def _remove_all(connection: Connection, query: Select[Any]) -> int:
+    rows = [Checkpoint(**row._mapping) for row in connection.execute(query)]
+    if rows:
+        remove(connection, *rows)
     return len(rows)
 
 
