@@ -128,6 +128,7 @@ def test_others_see_of_a_run_what_is_published(serve: Serve) -> None:
             for scope, runs in (("owned", []), ("accessible", [run])):
                 answer = (await world.bob.send("GET", f"training_runs?access_scope={scope}")).json()
                 assert [each["training_run_id"] for each in answer["training_runs"]] == runs
+                assert all(each["last_checkpoint"]["tinker_path"] == path for each in answer["training_runs"])
                 assert answer["cursor"]["total_count"] == len(runs)
 
     play(scene)

@@ -129,6 +129,8 @@ def test_copies_that_are_refused(serve: Serve) -> None:
             await refused(world, 422, "ttl_seconds", source_path=path, ttl_seconds=1, **project)
             token = {"X-Tinker-Weights-Access-Token": "x"}
             await refused(world, 400, "X-Tinker-Weights-Access-Token", token, source_path=path, **project)
+            body = {**project, "weights_access_token": "x"}
+            await refused(world, 400, "weights_access_token", source_path=path, **body)
             assert (await world.alice.send("GET", "sessions")).json() == {"sessions": [session]}
 
     play(scene)

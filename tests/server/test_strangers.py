@@ -19,6 +19,7 @@ REFUSED: dict[tuple[str, str], Any] = {
     ("post", "/weights_info"): {"tinker_path": "{path}"},
     ("post", "/copy_weights"): COPY,
     ("get", "/sessions/{session_id}"): None,
+    ("get", "/sessions/{session_id}/trace_export"): None,
     ("put", "/sessions/{session_id}/project"): {"project_id": "p"},
     ("post", "/sessions/{session_id}/finish"): {},
     ("get", "/samplers/{sampler_id}"): None,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -87,6 +88,15 @@ def test_what_it_changes(alice: mint.ServiceClient, command: Command, live: Live
     assert command.json("checkpoint", "delete", "--yes", paths[0]) == {"deleted_count": 1, "failed": []}
     assert command.json("checkpoint", "delete", "--yes", "--run-id", run.model_id)["deleted_count"] == 2
     assert command.json("checkpoint", "list", "--run-id", run.model_id)["checkpoints"] == []
+
+
+def test_a_trace(alice: mint.ServiceClient, command: Command, tmp_path: Path) -> None:
+    run = run_of(alice)
+    run.save_state("traced").result(SECONDS)
+    session_id = run.model_id.partition(":")[0]
+    command.ok("session", "export-trace", session_id, "--output", str(tmp_path / "trace"))
+    events = json.loads((tmp_path / "trace").read_text())["traceEvents"]
+    assert {"create_model", "save_weights"} <= {event["name"] for event in events if event["ph"] == "b"}
 
 
 def test_storage(alice: mint.ServiceClient, command: Command) -> None:

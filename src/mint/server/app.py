@@ -30,6 +30,7 @@ from mint.server.routes import (
     samplers,
     search,
     sessions,
+    traces,
     training_runs,
     usage,
 )
@@ -66,7 +67,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     app = FastAPI(title="MinT", version=version("mint"), lifespan=lifespan)
     app.add_middleware(LimitedBody, max_bytes=config.max_body_bytes)
     errors.install(app)
-    rest = (sessions, search, training_runs, checkpoints, usage)
+    rest = (sessions, search, traces, training_runs, checkpoints, usage)
     for module in (bootstrap, *rest, models, operations, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
     return app

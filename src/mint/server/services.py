@@ -11,6 +11,7 @@ from mint.dispatch.fleet import Fleet
 from mint.server.auth import Keys
 from mint.server.catalog import Catalog
 from mint.server.results import Results
+from mint.server.signing import Signer
 from mint.store.database import Database
 
 
@@ -29,4 +30,5 @@ class Services:
     catalog: Catalog
     keys: Keys
     results: Results
+    signer: Signer = field(default_factory=Signer)
     started: asyncio.Event = field(default_factory=asyncio.Event)

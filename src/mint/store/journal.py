@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from time import time
 from typing import Any
 
@@ -56,6 +56,25 @@ def find(connection: Connection, request_id: str) -> Operation | None:
 def _without_payload(connection: Connection, query: Select[Any], key: dict[str, Any]) -> Operation | None:
     row = connection.execute(query, key).one_or_none()
     return Operation(**row._mapping, payload=b"") if row is not None else None
+
+
+@dataclass(frozen=True)
+class Span:
+    """When an operation was accepted and when it had its result, in seconds since the epoch."""
+
+    request_id: str
+    seq_id: int
+    kind: str
+    status: Status
+    created_at: float
+    finished_at: float | None
+
+
+def spans(connection: Connection, stream: str) -> list[Span]:
+    """A stream's operations in time, in the order of their numbers."""
+    columns = [operations.c[name] for name in Span.__dataclass_fields__]
+    query = select(*columns).where(operations.c.stream == stream).order_by(operations.c.seq_id)
+    return [Span(**row._mapping) for row in connection.execute(query)]
 
 
 def pending(connection: Connection) -> list[Operation]:

@@ -77,6 +77,11 @@ def sampler_ids_of_session(connection: Connection, session_id: str) -> list[str]
     return list(connection.scalars(query.order_by(samplers.c.session_seq_id)))
 
 
+def streams_of_session(connection: Connection, session_id: str) -> list[str]:
+    """Names that the session's operations are journaled under."""
+    return run_ids_of_session(connection, session_id) + sampler_ids_of_session(connection, session_id)
+
+
 def assign_project(connection: Connection, session_id: str, project_id: str) -> None:
     """Move a session, and with it its runs and checkpoints, to a project."""
     connection.execute(update(sessions).where(sessions.c.session_id == session_id).values(project_id=project_id))

@@ -22,7 +22,7 @@ from mint.store import checkpoints, journal, repository
 from mint.store.schema import Checkpoint, Operation, Run, Session, Status
 from mint.wire.passes import JSON
 from mint.wire.paths import CheckpointPath
-from mint.wire.requests import CopyWeightsRequest
+from mint.wire.rest import CopyWeightsRequest
 
 KIND = "copy_weights"
 

@@ -185,6 +185,12 @@ def sampler_id_of(session_id: str, session_seq_id: int) -> str:
     return f"{session_id}:sample:{session_seq_id}"
 
 
+def refuse_token(token: str | None, field: str) -> None:
+    """Access tokens are not served, and are not to be passed over in silence."""
+    if token is not None:
+        raise BadRequestError("is not served; the checkpoint's owner can publish it", field=field)
+
+
 class LoadWeights(Kind[LoadWeightsRequest]):
     """load_weights: into a run, or as a new run."""
 
@@ -198,6 +204,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         as_new = request.session_id is not None and request.model_seq_id is not None
         if request.in_place == as_new:
             raise BadRequestError("give either model_id and seq_id, or session_id and model_seq_id", field="body")
+        refuse_token(request.weights_access_token, "weights_access_token")
         return request
 
     @override

@@ -9,25 +9,26 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Response
 from sqlalchemy import Connection
 
-from mint.errors import BadRequestError, InUseError
+from mint.errors import InUseError
 from mint.server import access, resources
 from mint.server.dependencies import Owner, Ready
 from mint.server.operations.copies import copy_weights
 from mint.server.operations.submit import REPLAYED
+from mint.server.operations.weights import refuse_token
 from mint.server.routes.training_runs import Limit, Offset
 from mint.server.services import Services
 from mint.store import checkpoints, listings, repository
 from mint.store.listings import Window
 from mint.store.schema import Checkpoint, Run
 from mint.wire.paths import CheckpointPath
-from mint.wire.requests import CopyWeightsRequest, TtlRequest, WeightsInfoRequest
+from mint.wire.rest import CopyWeightsRequest, TtlRequest, WeightsInfoRequest
 
 router = APIRouter(tags=["checkpoints"])
 
 ONE = "/training_runs/{run_id}/checkpoints/{segment}/{name}"
 """A checkpoint's id is `segment/name`."""
 
-Key = Annotated[str | None, Header()]
+HeaderText = Annotated[str | None, Header()]
 
 
 @router.get("/checkpoints")
@@ -141,12 +142,10 @@ async def copy(
     request: CopyWeightsRequest,
     services: Ready,
     owner: Owner,
-    x_idempotency_key: Key = None,
-    x_tinker_weights_access_token: Key = None,
+    x_idempotency_key: HeaderText = None,
+    x_tinker_weights_access_token: HeaderText = None,
 ) -> dict[str, Any]:
     """Another name for a checkpoint that the caller may read; its files are shared."""
-    if x_tinker_weights_access_token is not None:
-        raise BadRequestError(
-            "is not served; its owner can publish the checkpoint", field="X-Tinker-Weights-Access-Token"
-        )
+    refuse_token(x_tinker_weights_access_token, "X-Tinker-Weights-Access-Token")
+    refuse_token(request.weights_access_token, "weights_access_token")
     return await services.database.transaction(lambda c: copy_weights(c, request, x_idempotency_key, owner))

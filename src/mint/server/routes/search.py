@@ -12,7 +12,7 @@ from mint.server.dependencies import Owner, Ready
 from mint.store import repository, search
 from mint.store.schema import Session
 from mint.store.search import SessionFilter, SessionView, StatusFilter
-from mint.wire.requests import SearchSessionsRequest
+from mint.wire.rest import SearchSessionsRequest
 
 router = APIRouter(tags=["sessions"])
 

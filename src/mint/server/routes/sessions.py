@@ -16,7 +16,8 @@ from mint.server.routes.training_runs import AccessScope, Limit, Offset
 from mint.store import listings, repository
 from mint.store.listings import Window
 from mint.store.schema import Session
-from mint.wire.requests import CreateSessionRequest, FinishSessionRequest, HeartbeatRequest, ProjectRequest
+from mint.wire.requests import CreateSessionRequest, FinishSessionRequest, HeartbeatRequest
+from mint.wire.rest import ProjectRequest
 
 router = APIRouter(tags=["sessions"])
 
