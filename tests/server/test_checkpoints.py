@@ -115,7 +115,9 @@ def test_a_published_checkpoint_is_everyones_to_read_and_its_owners_to_change(se
 def test_others_see_of_a_run_what_is_published(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
-            run = await world.alice.run()
+            body = {"session_id": await world.alice.session(), "model_seq_id": 0, "base_model": MODEL}
+            metadata = {"user_metadata": {"secret": "x"}, "lora_config": {"rank": 4}}
+            run = (await world.alice.result("create_model", {**body, **metadata}))["model_id"]
             await saved(world.alice, run, 1, "private")
             path = await saved(world.alice, run, 2, "public")
             await saved(world.alice, run, 3, "newest")
@@ -124,7 +126,7 @@ def test_others_see_of_a_run_what_is_published(serve: Serve) -> None:
             assert [row["tinker_path"] for row in rows] == [path]
             assert (await world.bob.send("GET", f"training_runs/{run}")).status_code == 403
             shared = (await world.bob.send("GET", f"training_runs/{run}?access_scope=accessible")).json()
-            assert shared["last_checkpoint"]["tinker_path"] == path
+            assert (shared["last_checkpoint"]["tinker_path"], shared["user_metadata"]) == (path, None)
             for scope, runs in (("owned", []), ("accessible", [run])):
                 answer = (await world.bob.send("GET", f"training_runs?access_scope={scope}")).json()
                 assert [each["training_run_id"] for each in answer["training_runs"]] == runs

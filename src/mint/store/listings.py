@@ -6,10 +6,11 @@ Every query is answered from an index; `tests/store/test_indexes.py` reads the p
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from time import time
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, ScalarSelect, Select, and_, exists, func, select, union_all
+from sqlalchemy import Connection, Select, and_, bindparam, exists, func, or_, select, union_all
 
 from mint.store.checkpoints import unexpired
 from mint.store.schema import (
@@ -123,13 +124,10 @@ def runs_of_owner(
 
 
 def view(connection: Connection, run: Run, *, public: bool) -> RunView:
-    """A run with what has become of it; with `public`, only published checkpoints count."""
-    of_run = operations.c.stream == run.run_id
-    newest = select(operations.c.created_at).where(of_run).order_by(operations.c.seq_id.desc()).limit(1)
-    first = select(operations.c.status).where(of_run, operations.c.seq_id == 0)
-    last_request_at, status = connection.execute(select(_value(newest), _value(first))).one()
+    """A run with what has become of it; with `public`, no more of it than its published checkpoints."""
+    last_request_at, status = connection.execute(_FATE, {"run_id_": run.run_id}).one()
     return RunView(
-        run,
+        replace(run, user_metadata=None) if public else run,
         last_request_at if last_request_at is not None else run.created_at,
         status != Status.FAILED,
         _newest(connection, run, CheckpointKind.TRAINING, public=public),
@@ -137,15 +135,26 @@ def view(connection: Connection, run: Run, *, public: bool) -> RunView:
     )
 
 
-def _value(query: Select[Any]) -> ScalarSelect[Any]:
-    return query.scalar_subquery()
-
-
 def _newest(connection: Connection, run: Run, kind: CheckpointKind, *, public: bool) -> Checkpoint | None:
-    of_run = and_(checkpoints.c.run_id == run.run_id, checkpoints.c.kind == kind)
-    query = select(checkpoints).where(named, of_run, unexpired()).order_by(checkpoints.c.created_at.desc()).limit(1)
-    row = connection.execute(query.where(published) if public else query).one_or_none()
+    query = _NEWEST.where(published) if public else _NEWEST
+    row = connection.execute(query, {"run_id_": run.run_id, "kind_": kind, "now_": time()}).one_or_none()
     return Checkpoint(**row._mapping) if row is not None else None
+
+
+# statements are built once: that takes longer than running them
+_OF_RUN = operations.c.stream == bindparam("run_id_")
+_FATE = select(
+    select(operations.c.created_at).where(_OF_RUN).order_by(operations.c.seq_id.desc()).limit(1).scalar_subquery(),
+    select(operations.c.status).where(_OF_RUN, operations.c.seq_id == 0).scalar_subquery(),
+)
+"""When the last operation of a run was accepted, and how the first one ended."""
+_NEWEST = (
+    select(checkpoints)
+    .where(named, checkpoints.c.run_id == bindparam("run_id_"), checkpoints.c.kind == bindparam("kind_"))
+    .where(or_(checkpoints.c.expires_at.is_(None), checkpoints.c.expires_at > bindparam("now_")))
+    .order_by(checkpoints.c.created_at.desc())
+    .limit(1)
+)
 
 
 # --- sessions -----------------------------------------------------------------------------------------------
