@@ -166,13 +166,11 @@ def test_what_is_in_use_is_not_deleted(serve: Serve, reader: str) -> None:
             if reader == "load":
                 await world.alice.result("load_weights", {"session_id": session, "model_seq_id": 0, "path": path})
                 who = f"run {session}:train:0"
-            else:
-                sampler = await world.alice.sampler(session, model_path=path)
-                who = f"sampler {sampler}"
-            if reader == "sample":  # also when the session has ended
+            elif reader == "sampler":
+                who = f"sampler {await world.alice.sampler(session, model_path=path)}"
+            else:  # of no session
                 world.worker.paused = True
-                future = await world.alice.ok("asample", {**SAMPLE, "sampling_session_id": sampler})
-                await world.alice.post(f"sessions/{session}/finish")
+                future = await world.alice.ok("asample", {**SAMPLE, "model_path": path})
                 who = f"operation {future['request_id']}"
             response = await world.alice.send("DELETE", url(path))
             assert (response.status_code, response.json()["type"]) == (400, "InUseError")

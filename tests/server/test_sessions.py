@@ -17,10 +17,11 @@ def test_what_a_client_asks_first(serve: Serve) -> None:
         async with serve() as world:
             for version in ("0.38.0", "0.38.1rc1", "0.40", "1.0.0"):
                 config = await world.alice.ok("client/config", {"sdk_version": version, "new": 1})
-                assert config == {"custom_loss_server_side": True}
+                assert config == {"custom_loss_server_side": True, "sample_join_sampling_session": True}
             for version in ("0.6.0", "0.37.9", "", "x", None):
                 assert await world.alice.ok("client/config", {"sdk_version": version, "new": 1}) == {}
-            assert await world.alice.ok("client/dynamic_config", {"sdk_version": "0.38.0", "new": 1}) == {}
+            dynamic = await world.alice.ok("client/dynamic_config", {"sdk_version": "0.38.0", "new": 1})
+            assert dynamic == {"sample_cancel_enabled": True}
             capabilities = (await world.alice.send("GET", "get_server_capabilities")).json()
             assert capabilities["supported_models"] == [
                 {"model_name": MODEL, "max_context_length": 64, "trainable": True, "sampleable": True}
@@ -138,7 +139,7 @@ def test_unknown_fields_are_ignored_everywhere(serve: Serve, unknown: dict[str, 
             lora = {"rank": 4, **unknown}
             names = {"session_id": session, "model_seq_id": 0, "base_model": MODEL, "lora_config": lora}
             run = (await world.alice.result("create_model", {**names, **unknown}))["model_id"]
-            adam = {"learning_rate": 0.1, **unknown}
+            adam = {"learning_rate": 0.1, **unknown, "type": "adamw"}
             await world.alice.result("optim_step", {"model_id": run, "seq_id": 1, "adam_params": adam, **unknown})
             await world.alice.result("save_weights", {"model_id": run, "seq_id": 2, "path": "a", **unknown})
             path = f"tinker://{run}/weights/a"

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from time import time
 
+import numpy as np
 import pytest
 
+from mint.engine.core import Revision, Sample, SamplingParams
 from mint.server.sweeper import sweep, sweep_orphans
 
-from .inprocess import Serve, play
+from .inprocess import MODEL, Serve, play
 from .test_checkpoints import SAMPLE, folders, listed, passing, saved, status, url
 
 
@@ -51,6 +54,26 @@ def test_a_strangers_use_holds_up_the_files_and_not_their_owner(serve: Serve) ->
             assert len(folders(world)) == 1
             await world.bob.result("asample", {**SAMPLE, "sampling_session_id": sampler})
             await world.bob.post(f"sessions/{session}/finish")
+            await sweep(world.services)
+            assert folders(world) == set()
+
+    play(scene)
+
+
+def test_a_sample_that_is_not_journaled_holds_its_checkpoint(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            path = await saved(world.alice, await world.alice.run(), 1)
+            folder = world.services.catalog.checkpoint_dir / folders(world).pop()
+            world.worker.paused = True
+            command = Sample(Revision(folder.name, folder), np.array([1], np.int32), 1, SamplingParams(1, seed=0))
+            drawing = asyncio.create_task(world.services.samples.run(MODEL, command, "bob"))
+            await asyncio.sleep(0)
+            assert await status(world.alice, "DELETE", path) == 204
+            await sweep(world.services)
+            assert len(folders(world)) == 1
+            world.worker.resume()
+            await drawing
             await sweep(world.services)
             assert folders(world) == set()
 

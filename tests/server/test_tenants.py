@@ -30,7 +30,10 @@ def test_no_route_without_a_good_key(serve: Serve) -> None:
             for method, path in routes:
                 for headers in bad_keys if path not in OPEN else ():
                     response = await world.alice.http.request(method, path, content=b"{}", headers=headers)
-                    assert (response.status_code, response.json()["type"]) == (401, "AuthenticationError"), path
+                    body = response.json()
+                    assert response.status_code == 401, path
+                    # the second is OpenAI's shape
+                    assert body.get("type") == "AuthenticationError" or body["error"]["code"] == "invalid_api_key", path
 
     play(scene)
 

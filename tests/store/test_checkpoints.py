@@ -39,8 +39,8 @@ def discards(connection: Connection) -> list[str]:
     return list(connection.scalars(select(discarded.c.directory)))
 
 
-def deletable(transact: Transact[Any]) -> list[str]:
-    return transact(partial(checkpoints.deletable, replayed=REPLAYED, limit=10))
+def deletable(transact: Transact[Any], *held: str) -> list[str]:
+    return transact(partial(checkpoints.deletable, replayed=REPLAYED, held=held, limit=10))
 
 
 def test_a_taken_path_is_kept_unless_overwritten(transact: Transact[Any]) -> None:
@@ -74,6 +74,7 @@ def test_expiry_takes_what_has_expired_and_no_more_than_asked(transact: Transact
     assert [transact(partial(checkpoints.expire, limit=1)) for _ in range(3)] == [1, 1, 0]
     assert [live(transact, f"{PATH}-{name}") for name in "abcd"] == [None, None, "c", "d"]
     assert sorted(deletable(transact)) == ["a", "b"]
+    assert deletable(transact, "a", "c") == ["b"]
     transact(partial(checkpoints.deleted, directories=["a", "b"]))
     assert transact(discards) == []
 
@@ -95,7 +96,7 @@ def test_a_folder_that_is_read_stays_until_it_is_not(transact: Transact[Any], wh
     put(transact)
     transact(lambda c: repository.touch_session(c, "s"))
     readers = {
-        "sampler": ("s:sample:0", lambda c: repository.insert(c, sampler(directory="c1"))),
+        "sampler": ("s:sample:0", lambda c: repository.insert(c, sampler(directory="c1", model_path=PATH))),
         "operation": ("r1", lambda c: journal.insert(c, operation(directory="c1", kind="sample", stream="other"))),
         "run": (
             "s:train:0",
@@ -130,7 +131,7 @@ def test_a_silent_client_does_not_refuse_and_an_abandoned_one_does_not_keep(tran
     silent = time() - 2 * checkpoints.LIVE_SECONDS
     for name, last_heartbeat in {"silent": silent, "abandoned": LONG_AGO}.items():
         transact(lambda c, n=name, h=last_heartbeat: repository.insert(c, session(session_id=n, last_heartbeat=h)))
-        mine = sampler(sampler_id=name, session_id=name, directory=name)
+        mine = sampler(sampler_id=name, session_id=name, directory=name, model_path=PATH)
         transact(lambda c, mine=mine: repository.insert(c, mine))
         row = checkpoint(checkpoint_id=name, directory=name, path=f"{PATH}-{name}")
         transact(lambda c, row=row: checkpoints.put(c, row))
@@ -149,19 +150,33 @@ def test_a_run_that_may_be_replayed_keeps_its_source_however_silent(transact: Tr
     assert deletable(transact) == []
 
 
-def test_revisions_of_ended_sessions_are_forgotten(transact: Transact[Any]) -> None:
+def test_revisions_without_a_name_go_with_their_session(transact: Transact[Any]) -> None:
     transact(lambda c: repository.touch_session(c, "s"))
-    transact(lambda c: repository.insert(c, session(session_id="old", last_heartbeat=LONG_AGO)))
-    for name, session_id in {"fresh": "s", "old": "old"}.items():
-        mine = sampler(sampler_id=name, session_id=session_id, directory=name)
+    transact(lambda c: repository.insert(c, session(session_id="other")))
+    for number, session_id in enumerate(["s", "s", "other"]):
+        mine = sampler(sampler_id=f"{number}", session_id=session_id, session_seq_id=number, directory=f"{number}")
         transact(lambda c, mine=mine: repository.insert(c, mine))
-        put(transact, checkpoint_id=name, directory=name, path=None)
-    forget = partial(checkpoints.forget_unnamed, limit=10)
-    assert transact(forget) == 1
-    assert deletable(transact) == ["old"]
-    transact(lambda c: repository.finish_session(c, "s", "success", None))
-    assert transact(forget) == 1
-    assert sorted(deletable(transact)) == ["fresh", "old"]
+        put(transact, checkpoint_id=f"{number}", directory=f"{number}", path=None, session_id=session_id)
+    put(transact)
+    forget = partial(checkpoints.forget_unnamed, session_id="s", limit=1)
+    assert [transact(forget) for _ in range(3)] == [1, 1, 0]
+    assert sorted(deletable(transact)) == ["0", "1"]
+    assert live(transact) == "c1"
+
+
+def test_what_a_snapshot_has_made_needless_keeps_no_folder(transact: Transact[Any]) -> None:
+    transact(lambda c: repository.touch_session(c, "s"))
+    put(transact)
+    for number in (1, 3):
+        load = operation(
+            request_id=f"r{number}", seq_id=number, directory="c1", kind="load_weights", status=Status.DONE
+        )
+        transact(lambda c, load=load: journal.insert(c, load))
+    transact(lambda c: checkpoints.remove(c, checkpoint()))
+    transact(partial(journal.drop_payloads, stream="s:train:0", up_to=2))
+    assert deletable(transact) == []
+    transact(partial(journal.drop_payloads, stream="s:train:0", up_to=3))
+    assert deletable(transact) == ["c1"]
 
 
 def test_which_folders_a_row_knows(transact: Transact[Any]) -> None:

@@ -43,9 +43,11 @@ def fill(connection: Connection) -> None:
 def _fill(connection: Connection, owner: str, run_id: str, seq_id: int, number: int) -> None:
     """A checkpoint, a sampler that reads it, and an operation that does."""
     name, now = f"{run_id}-{seq_id}", time()
+    path = f"tinker://{run_id}/weights/{seq_id}" if seq_id % 4 else None
     row = checkpoint(
         checkpoint_id=name,
-        path=f"tinker://{run_id}/weights/{seq_id}" if seq_id % 4 else None,
+        path=path,
+        session_id=owner if path is None else None,
         run_id=run_id,
         owner=owner,
         directory=name,
@@ -53,7 +55,9 @@ def _fill(connection: Connection, owner: str, run_id: str, seq_id: int, number: 
         expires_at=now + seq_id if seq_id % 2 else None,
         public=run_id.endswith(":0") and seq_id == 1,
     )
-    mine = sampler(sampler_id=name, session_id=owner, session_seq_id=number, owner=owner, directory=name)
+    mine = sampler(
+        sampler_id=name, session_id=owner, session_seq_id=number, owner=owner, directory=name, model_path=path
+    )
     repository.insert(connection, row)
     repository.insert(connection, mine)
     journal.insert(connection, operation(request_id=name, stream=run_id, seq_id=seq_id, owner=owner, directory=name))
@@ -74,10 +78,10 @@ QUERIES: dict[str, Callable[[Connection], object]] = {
     "search": lambda c: search.search(c, SessionFilter("me", statuses=[StatusFilter("active")]), 10, AFTER),
     "search in a project": lambda c: search.search(c, SessionFilter("me", project_ids=["p"]), 10, None),
     "expire": partial(checkpoints.expire, limit=10),
-    "forget": partial(checkpoints.forget_unnamed, limit=10),
+    "forget": partial(checkpoints.forget_unnamed, session_id="me", limit=10),
     "readers": lambda c: checkpoints.reader(c, UNREAD, REPLAYED),
     "last name": lambda c: (checkpoints.shared(c, UNREAD), checkpoints.remove(c, UNREAD)),
-    "deletable": partial(checkpoints.deletable, replayed=REPLAYED, limit=10),
+    "deletable": partial(checkpoints.deletable, replayed=REPLAYED, held={"a"}, limit=10),
     "which folders are known": partial(checkpoints.accounted_for, directories=["a", "b"]),
 }
 SORTS = {"of a run", "published of a run", "runs that others share"}

@@ -48,8 +48,20 @@ async def keep_sweeping(services: Services) -> None:
 async def sweep(services: Services) -> None:
     """One round."""
     await _all(services, partial(checkpoints.expire, limit=BATCH))
-    await _all(services, partial(checkpoints.forget_unnamed, limit=BATCH))
-    find = partial(checkpoints.deletable, replayed=REPLAYED, limit=BATCH)
+    await _delete_unread(services)
+
+
+async def end_revisions(services: Services, session_id: str) -> None:
+    """A session is over: its revisions without a name go."""
+    await _all(services, partial(checkpoints.forget_unnamed, session_id=session_id, limit=BATCH))
+    await _delete_unread(services)
+
+
+async def _delete_unread(services: Services) -> None:
+    def find(connection: Connection) -> list[str]:
+        # samples that are not journaled hold their revision as long as they are here
+        return checkpoints.deletable(connection, REPLAYED, services.samples.revisions(), BATCH)
+
     while folders := await services.database.transaction(find):
         await asyncio.to_thread(_delete, services.catalog.checkpoint_dir, folders)
         await services.database.transaction(partial(checkpoints.deleted, directories=folders))

@@ -27,7 +27,7 @@ from mint.store.schema import (
 )
 
 ABANDONED_SECONDS = 24 * 3600.0
-"""A session whose client has been silent for so long does not keep its revisions; a laptop may sleep overnight."""
+"""Samplers of a client that has been silent for so long do not keep their checkpoints; a laptop may sleep overnight."""
 LIVE_SECONDS = 300.0
 """A client that lives has sent a heartbeat in that time; it sends one every ten seconds."""
 
@@ -124,15 +124,9 @@ def expire(connection: Connection, limit: int) -> int:
     return _remove_all(connection, query.order_by(checkpoints.c.expires_at).limit(limit))
 
 
-def forget_unnamed(connection: Connection, limit: int) -> int:
-    """Drop revisions of sampling sessions that have ended, at most `limit`; returns how many there were."""
-    query = (
-        select(checkpoints)
-        .join(samplers, samplers.c.directory == checkpoints.c.directory)
-        .join(sessions, sessions.c.session_id == samplers.c.session_id)
-        .where(checkpoints.c.path.is_(None), or_(sessions.c.finished_at.is_not(None), ~_remembered()))
-    )
-    return _remove_all(connection, query.limit(limit))
+def forget_unnamed(connection: Connection, session_id: str, limit: int) -> int:
+    """Drop revisions that live with a session, at most `limit`; returns how many there were."""
+    return _remove_all(connection, select(checkpoints).where(checkpoints.c.session_id == session_id).limit(limit))
 
 
 def _remembered() -> ColumnElement[bool]:
@@ -146,13 +140,25 @@ def _remove_all(connection: Connection, query: Select[Any]) -> int:
     return len(rows)
 
 
-def deletable(connection: Connection, replayed: Collection[str], limit: int) -> list[str]:
-    """Discarded folders that nobody reads, at most `limit`. Nobody ever will: there is no name to find them by."""
+def deletable(connection: Connection, replayed: Collection[str], held: Collection[str], limit: int) -> list[str]:
+    """Discarded folders that nobody reads, at most `limit`. Nobody ever will: there is no name to find them by.
+
+    A sampler does not keep a revision that never had a name: that one was discarded because their session is over.
+
+    Args:
+        replayed: kinds of operations that recovery runs again.
+        held: folders that are read without a row that says so.
+    """
     of_samplers, of_operations, of_runs = _readers(replayed)
     open_ = sessions.c.finished_at.is_(None)
     folder = discarded.c.directory
     query = select(folder).where(
-        ~exists(of_samplers.where(samplers.c.directory == folder, open_, _remembered()).correlate(discarded)),
+        folder.not_in(held),
+        ~exists(
+            of_samplers.where(
+                samplers.c.directory == folder, samplers.c.model_path.is_not(None), open_, _remembered()
+            ).correlate(discarded)
+        ),
         ~exists(of_operations.where(operations.c.directory == folder).correlate(discarded)),
         ~exists(of_runs.where(operations.c.directory == folder, open_).correlate(discarded)),
     )

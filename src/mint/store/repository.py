@@ -13,6 +13,7 @@ from mint.store.schema import (
     Checkpoint,
     CustomLoss,
     Run,
+    RunSnapshot,
     Sampler,
     Session,
     checkpoints,
@@ -20,9 +21,10 @@ from mint.store.schema import (
     runs,
     samplers,
     sessions,
+    snapshots,
 )
 
-R = TypeVar("R", Session, Run, Checkpoint, Sampler, CustomLoss)
+R = TypeVar("R", Session, Run, Checkpoint, Sampler, CustomLoss, RunSnapshot)
 
 TABLES: dict[type[Any], Table] = {
     Session: sessions,
@@ -30,10 +32,11 @@ TABLES: dict[type[Any], Table] = {
     Checkpoint: checkpoints,
     Sampler: samplers,
     CustomLoss: custom_losses,
+    RunSnapshot: snapshots,
 }
 
 
-def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler | CustomLoss) -> None:
+def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler | CustomLoss | RunSnapshot) -> None:
     """Add a row."""
     connection.execute(TABLES[type(row)].insert(), asdict(row))
 
@@ -77,6 +80,15 @@ def sampler_ids_of_session(connection: Connection, session_id: str) -> list[str]
     return list(connection.scalars(query.order_by(samplers.c.session_seq_id)))
 
 
+def put_snapshot(connection: Connection, snapshot: RunSnapshot) -> RunSnapshot | None:
+    """Make this the run's snapshot; returns the one before it."""
+    before = find(connection, RunSnapshot, run_id=snapshot.run_id)
+    if before is not None:
+        connection.execute(snapshots.delete().where(snapshots.c.run_id == snapshot.run_id))
+    insert(connection, snapshot)
+    return before
+
+
 def streams_of_session(connection: Connection, session_id: str) -> list[str]:
     """Names that the session's operations are journaled under."""
     return run_ids_of_session(connection, session_id) + sampler_ids_of_session(connection, session_id)
@@ -94,6 +106,26 @@ def put_sampler(connection: Connection, sampler: Sampler) -> Sampler:
         return known
     insert(connection, sampler)
     return sampler
+
+
+def follow(connection: Connection, run_id: str, seq_id: int, directory: str) -> None:
+    """Lead the inflight samplers of a run to a revision, unless they have that of a later save."""
+    query = update(samplers).where(samplers.c.inflight_run_id == run_id, samplers.c.inflight_seq_id < seq_id)
+    connection.execute(query.values(directory=directory, inflight_seq_id=seq_id))
+
+
+def count_clone(connection: Connection, sampler_id: str) -> int:
+    """Another copy of a sampler's client; returns its number, from 1 on."""
+    query = update(samplers).where(samplers.c.sampler_id == sampler_id)
+    query = query.values(num_clones=samplers.c.num_clones + 1)
+    return int(connection.execute(query.returning(samplers.c.num_clones)).scalar_one())
+
+
+def sessions_with_revisions(connection: Connection) -> list[Session]:
+    """Sessions that revisions without a name live with."""
+    holders = select(checkpoints.c.session_id).where(checkpoints.c.session_id.is_not(None))
+    rows = connection.execute(select(sessions).where(sessions.c.session_id.in_(holders)))
+    return [Session(**row._mapping) for row in rows]
 
 
 def put_session(connection: Connection, session: Session) -> Session:

@@ -128,11 +128,11 @@ class CheckpointKind(StrEnum):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A name of committed weights. `path` is None for a revision that only one sampling session names.
+    """A name of committed weights. `path` is None for a revision that only sampling sessions have.
 
-    `directory` is relative to the checkpoint folder. It is never used again for other contents, so that it also serves
-    as the key of the revision; several rows name the same one where weights were copied. A `public` checkpoint can be
-    read with any key.
+    Such a revision lives and dies with its session, `session_id`. `directory` is relative to the checkpoint folder. It
+    is never used again for other contents, so that it also serves as the key of the revision; several rows name the
+    same one where weights were copied. A `public` checkpoint can be read with any key.
     """
 
     checkpoint_id: str
@@ -150,6 +150,7 @@ class Checkpoint:
     created_at: float
     expires_at: float | None = None
     user_metadata: dict[str, Any] | None = None
+    session_id: str | None = None
     public: bool = False
 
 
@@ -171,6 +172,7 @@ checkpoints = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("user_metadata", JSON),
+    Column("session_id", String, index=True),
     Column("public", Boolean, nullable=False, server_default=false()),
     Index("checkpoints_of_run", "run_id", "kind", "created_at"),
     Index("checkpoints_by_directory", "directory"),
@@ -202,7 +204,11 @@ discarded = Table(
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampling session: a base model, or with `directory` a revision on it."""
+    """A sampling session: a base model, or with `directory` a revision on it.
+
+    An inflight one follows the revisions of a run, `inflight_run_id`: `inflight_seq_id` is the number of the save that
+    made the one it has now. `num_clones` counts the copies of the client that have joined.
+    """
 
     sampler_id: str
     session_id: str
@@ -212,6 +218,9 @@ class Sampler:
     created_at: float
     model_path: str | None = None
     directory: str | None = None
+    inflight_run_id: str | None = None
+    inflight_seq_id: int | None = None
+    num_clones: int = 0
 
 
 samplers = Table(
@@ -225,13 +234,16 @@ samplers = Table(
     Column("created_at", Float, nullable=False),
     Column("model_path", String),
     Column("directory", String, index=True),
+    Column("inflight_run_id", String, index=True),
+    Column("inflight_seq_id", BigInteger),
+    Column("num_clones", Integer, nullable=False, server_default="0"),
     UniqueConstraint("session_id", "session_seq_id"),
 )
 
 
 @dataclass(frozen=True)
 class CustomLoss:
-    """An uploaded loss: `graph` has its inputs and nodes as they came, which have been checked."""
+    """An uploaded loss: `graph` has what it computes, {format, inputs, nodes}, which has been checked."""
 
     loss_id: str
     session_id: str
@@ -254,13 +266,37 @@ custom_losses = Table(
 
 
 @dataclass(frozen=True)
+class RunSnapshot:
+    """The state of a run after operation `seq_id`; `directory` is relative to the folder of snapshots."""
+
+    run_id: str
+    seq_id: int
+    directory: str
+    size_bytes: int
+    created_at: float
+
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("run_id", String, ForeignKey("runs.run_id"), primary_key=True),
+    Column("seq_id", BigInteger, nullable=False),
+    Column("directory", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
 class Operation:
     """One journaled request and, once there is one, its result.
 
-    `stream` and `seq_id` are the client's own numbering (a run, or a sampling session) and identify a retry;
-    `payload` is the request body as it came, `payload_type` its content type. `facts` is what it referred to when
-    it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has changed.
-    `directory` is the checkpoint folder among them.
+    `stream` and `seq_id` are the client's own numbering (a run, a sampling session, or the losses of a session,
+    `<session>:loss`) and identify a retry; `payload` is the request body as it came, `payload_type` its content type.
+    `facts` is what it referred to when it was accepted (base model, checkpoint folder, seed), so that a replay does the
+    same whatever has changed; `directory` is the checkpoint folder among them, which it keeps from being deleted. What
+    is never carried out, a refused request or an uploaded loss, has none of these; what lies before a snapshot is never
+    carried out again, and lets go of its payload and its folder.
     """
 
     request_id: str
@@ -277,6 +313,12 @@ class Operation:
     result: bytes | None = None
     finished_at: float | None = None
     directory: str | None = None
+
+    @property
+    def session_id(self) -> str | None:
+        """The session it belongs to, if it does to one: the ids of runs and samplers begin with their session's."""
+        session_id, separator, _ = self.stream.partition(":")
+        return session_id if separator else None
 
 
 operations = Table(

@@ -48,7 +48,9 @@ def copy_weights(
     source = access.checkpoint(
         connection, str(CheckpointPath.parse(request.source_path, "source_path")), owner, "source_path"
     )
-    return _copy(connection, request, source, Run(**_run_columns(source, run_id, session)))
+    trained = repository.find(connection, Run, run_id=source.run_id)
+    assert trained is not None
+    return _copy(connection, request, source, _holder(source, trained, run_id, session))
 
 
 def _destination(
@@ -83,17 +85,19 @@ def _answer_again(first: Operation, request: CopyWeightsRequest) -> dict[str, An
     return answer
 
 
-def _run_columns(source: Checkpoint, run_id: str, session: Session) -> dict[str, Any]:
-    return {
-        "run_id": run_id,
-        "session_id": session.session_id,
-        "owner": session.owner,
-        "base_model": source.base_model,
+def _holder(source: Checkpoint, trained: Run, run_id: str, session: Session) -> Run:
+    """The run that has the copy; what is trained from it has the rollout correction of the run that was `trained`."""
+    return Run(
+        run_id=run_id,
+        session_id=session.session_id,
+        owner=session.owner,
+        base_model=source.base_model,
         **{name: getattr(source, name) for name in SHAPE_FIELDS},
-        "lora_seed": None,
-        "created_at": time(),
-        "copied": True,
-    }
+        lora_seed=None,
+        created_at=time(),
+        rollout_correction=trained.rollout_correction,
+        copied=True,
+    )
 
 
 def _copy(connection: Connection, request: CopyWeightsRequest, source: Checkpoint, run: Run) -> dict[str, Any]:

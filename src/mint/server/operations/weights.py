@@ -7,6 +7,7 @@ other checkpoint ever has; then the row that makes it visible is committed toget
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from time import time
 from typing import Any, TypeAlias
@@ -15,6 +16,7 @@ from sqlalchemy import Connection
 from typing_extensions import override
 
 from mint.engine.core import ExportRevision, LoadState, RestoreRun, Result, Saved, SaveState
+from mint.engine.rollout_correction import parse_rollout_correction
 from mint.errors import BadRequestError
 from mint.server import access
 from mint.server.catalog import Catalog
@@ -109,7 +111,10 @@ class SaveWeights(Kind[SaveWeightsRequest]):
 
 
 class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
-    """save_weights_for_sampler: a named revision, or without a name a sampling session of its own."""
+    """save_weights_for_sampler: a named revision, or without a name a sampling session of its own.
+
+    All inflight sampling sessions of a run sample the revision that was saved last for one of them.
+    """
 
     name = "save_weights_for_sampler"
     ordered = True
@@ -122,6 +127,8 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
         request = parse_json(SaveWeightsForSamplerRequest, body)
         if (request.path is None) == (request.sampling_session_seq_id is None):
             raise BadRequestError("give either a path or a sampling_session_seq_id", field="path")
+        if request.kind == "inflight" and request.path is not None:
+            raise BadRequestError("is 'inflight', which has no path; a path names a snapshot", field="kind")
         return request
 
     @override
@@ -137,8 +144,6 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
         owner: str,
     ) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
-        if request.kind == "inflight":
-            raise BadRequestError("'inflight' is not served yet; 'snapshot' is", field="kind")
         if request.path is not None:
             _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
         return {**_run_facts(run), "session_id": run.session_id}
@@ -157,12 +162,14 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
             checkpoint = _checkpoint(operation, request, path, result)
             return Completion.json({"path": path}, _put(checkpoint, overwrite=False))
         sampler = self._sampler(operation, request)
-        checkpoint = _checkpoint(operation, request, None, result)
+        checkpoint = replace(_checkpoint(operation, request, None, result), session_id=sampler.session_id)
 
         def effect(connection: Connection) -> None:
             _put(checkpoint, overwrite=False)(connection)
             if repository.put_sampler(connection, sampler).directory != sampler.directory:
                 raise BadRequestError(f"{sampler.sampler_id} exists already", field="sampling_session_seq_id")
+            if request.kind == "inflight":
+                repository.follow(connection, operation.stream, operation.seq_id, operation.request_id)
 
         return Completion.json({"sampling_session_id": sampler.sampler_id}, effect)
 
@@ -177,6 +184,8 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
             base_model=operation.facts["model"],
             created_at=time(),
             directory=operation.request_id,
+            inflight_run_id=operation.stream if request.kind == "inflight" else None,
+            inflight_seq_id=operation.seq_id if request.kind == "inflight" else None,
         )
 
 
@@ -231,6 +240,8 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         run_id, _ = self.stream(request)
         if request.in_place:
             _refuse_misfit(access.run(connection, run_id, owner), checkpoint)
+            if request.rollout_correction_config is not None:
+                raise BadRequestError("is settled when a run is made", field="rollout_correction_config")
             return facts
         assert request.session_id is not None
         access.session(connection, request.session_id, owner)
@@ -240,7 +251,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
                 field="base_model",
             )
         refuse_optimizer(request.optimizer_config)
-        return facts
+        return {**facts, "rollout_correction": _rollout_correction(connection, request, checkpoint)}
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest) -> LoadState | RestoreRun:
@@ -264,12 +275,25 @@ class LoadWeights(Kind[LoadWeightsRequest]):
             lora_seed=None,
             created_at=time(),
             user_metadata=request.user_metadata,
+            rollout_correction=facts["rollout_correction"],
         )
         repository.insert(connection, run)
 
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest, result: Result) -> Completion:
         return Completion.json({"path": request.path, "model_id": operation.stream, "type": "load_weights"})
+
+
+def _rollout_correction(
+    connection: Connection, request: LoadWeightsRequest, checkpoint: Checkpoint
+) -> dict[str, Any] | None:
+    """Of a new run: what the request says, or else what the checkpoint's run has."""
+    if "rollout_correction_config" not in request.model_fields_set:
+        trained = repository.find(connection, Run, run_id=checkpoint.run_id)
+        return trained.rollout_correction if trained is not None else None
+    if request.rollout_correction_config is not None:
+        parse_rollout_correction(request.rollout_correction_config)
+    return request.rollout_correction_config
 
 
 def _refuse_misfit(run: Run, checkpoint: Checkpoint) -> None:

@@ -60,7 +60,9 @@ REVERSE_KL = (
 
 async def _submit(services: Services, kind: str, http: Request, owner: str) -> Operation:
     body, content_type = await read_body(http, services.config.max_body_bytes)
-    return await submit(services, KINDS[kind], body, content_type, owner)
+    operation = await submit(services, KINDS[kind], body, content_type, owner)
+    services.presence.beat(operation.session_id)
+    return operation
 
 
 async def _training(services: Services, kind: str, http: Request, owner: str) -> dict[str, Any]:
@@ -83,7 +85,7 @@ async def forward_backward(http: Request, services: Ready, owner: Owner) -> dict
 @router.post("/forward", openapi_extra=PASS_BODY)
 async def forward(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
     """As forward_backward without gradients; older SDKs send this."""
-    return await _training(services, "forward_backward", http, owner)
+    return await _training(services, "forward", http, owner)
 
 
 @router.post("/create_custom_loss", openapi_extra=_documented(CreateCustomLossRequest))

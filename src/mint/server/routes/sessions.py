@@ -8,11 +8,13 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import Connection
+from starlette.background import BackgroundTask
 
-from mint.server import access
+from mint.server import access, lifetimes
 from mint.server.dependencies import Owner, Ready
 from mint.server.resources import DEFAULT_PROJECT
 from mint.server.routes.training_runs import AccessScope, Limit, Offset
+from mint.server.sweeper import end_revisions
 from mint.store import listings, repository
 from mint.store.listings import Window
 from mint.store.schema import Session
@@ -50,12 +52,13 @@ async def heartbeat(request: HeartbeatRequest, services: Ready, owner: Owner) ->
         repository.touch_session(connection, request.session_id)
 
     await services.database.transaction(beat)
+    services.presence.beat(request.session_id)
     return {"type": "session_heartbeat"}
 
 
 @router.post("/sessions/{session_id}/finish", status_code=204)
 async def finish_session(session_id: str, request: FinishSessionRequest, services: Ready, owner: Owner) -> Response:
-    """The client is done: its runs leave the engine. The first reason stands."""
+    """The client is done: its runs leave the engine, its samples and unnamed revisions go. The first reason stands."""
 
     def finish(connection: Connection) -> list[str]:
         _known(connection, session_id, owner)
@@ -64,7 +67,8 @@ async def finish_session(session_id: str, request: FinishSessionRequest, service
 
     for run_id in await services.database.transaction(finish):
         services.dispatcher.unload(run_id)
-    return Response(status_code=204)
+    await lifetimes.cancel_samples(services, session_id, f"session {session_id} was finished")
+    return Response(status_code=204, background=BackgroundTask(end_revisions, services, session_id))
 
 
 def _known(connection: Connection, session_id: str, owner: str) -> Session:

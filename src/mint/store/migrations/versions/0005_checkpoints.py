@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0005_checkpoints"
-down_revision = "0003_rollout_correction"
+down_revision = "0004_sampling_sessions"
 
 FACTS = ("directory", "reference")
 """Where earlier versions noted the folder that an operation reads."""
@@ -22,6 +22,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("directory"),
     )
     op.execute("UPDATE checkpoints SET kind = 'training' WHERE path LIKE '%/weights/%'")
+    _discard_overwritten()
     _note_folders()
     op.create_index("checkpoints_of_run", "checkpoints", ["run_id", "kind", "created_at"])
     op.create_index("checkpoints_by_directory", "checkpoints", ["directory"])
@@ -29,6 +30,13 @@ def upgrade() -> None:
     _partial("operations_by_directory", "operations", ["directory", "status", "kind"], "directory IS NOT NULL")
     op.create_index(op.f("ix_samplers_directory"), "samplers", ["directory"])
     op.drop_index(op.f("ix_checkpoints_run_id"), table_name="checkpoints")
+
+
+def _discard_overwritten() -> None:
+    """Checkpoints that have lost their name to another stayed for good."""
+    overwritten = "FROM checkpoints WHERE path IS NULL AND session_id IS NULL"
+    op.execute(f"INSERT INTO discarded_folders (directory, discarded_at) SELECT directory, created_at {overwritten}")
+    op.execute(f"DELETE {overwritten}")
 
 
 def _note_folders() -> None:

@@ -1,0 +1,45 @@
+"""What goes with a session: its samples under way, and the revisions that have no name.
+
+It goes when the session is finished, and when its client has not been heard of for `session_timeout_seconds`. The runs
+of a client that has gone stay: it may come back, from a machine that slept, and train on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from mint.errors import OperationCancelledError
+from mint.server.services import Services
+from mint.server.sweeper import end_revisions
+from mint.store import repository
+
+logger = logging.getLogger(__name__)
+
+
+async def cancel_samples(services: Services, session_id: str, reason: str) -> None:
+    """Give up a session's samples; each fails with the reason."""
+    await services.samples.cancel(services.samples.of_session(session_id), OperationCancelledError(reason))
+
+
+async def watch(services: Services) -> None:
+    """Look after sessions as long as the server runs."""
+    await services.started.wait()
+    services.presence.start()
+    while True:
+        await asyncio.sleep(services.config.session_timeout_seconds / 10)
+        try:
+            await _sweep(services)
+        except Exception:
+            logger.exception("sessions could not be looked after; trying again")
+
+
+async def _sweep(services: Services) -> None:
+    seconds = services.config.session_timeout_seconds
+    services.presence.forget(seconds)
+    for session_id in services.samples.sessions():
+        if services.presence.absent(session_id, seconds):
+            await cancel_samples(services, session_id, f"nothing was heard of {session_id} for {seconds:g} s")
+    for session in await services.database.transaction(repository.sessions_with_revisions):
+        if session.finished_at is not None or services.presence.absent(session.session_id, seconds):
+            await end_revisions(services, session.session_id)
