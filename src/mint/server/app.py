@@ -22,7 +22,7 @@ from mint.server.body import LimitedBody
 from mint.server.catalog import Catalog
 from mint.server.lifetimes import watch
 from mint.server.openai import routes as openai
-from mint.server.operations.submit import ServerJournal, resume
+from mint.server.operations.recovery import ServerJournal, resume
 from mint.server.results import Results
 from mint.server.routes import (
     bootstrap,

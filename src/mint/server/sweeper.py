@@ -16,7 +16,7 @@ from time import time
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from mint.server.operations.submit import REPLAYED
+from mint.server.operations.kinds import REPLAYED
 from mint.server.services import Services
 from mint.store import checkpoints, files
 

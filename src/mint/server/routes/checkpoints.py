@@ -13,7 +13,7 @@ from mint.errors import InUseError
 from mint.server import access, resources
 from mint.server.dependencies import Owner, Ready
 from mint.server.operations.copies import copy_weights
-from mint.server.operations.submit import REPLAYED
+from mint.server.operations.kinds import REPLAYED
 from mint.server.operations.weights import refuse_token
 from mint.server.routes.training_runs import Limit, Offset
 from mint.server.services import Services

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from mint.server.body import read_body
 from mint.server.dependencies import Owner, Ready
 from mint.server.operations import custom_loss
-from mint.server.operations.submit import KINDS, submit
+from mint.server.operations.kinds import KINDS
+from mint.server.operations.submit import submit
 from mint.server.services import Services
 from mint.store.schema import Operation
 from mint.wire.passes import JSON, PROTOBUF
