@@ -14,12 +14,14 @@ class MintError(Exception):
     Attributes:
         status: HTTP status of a response that carries this error.
         category: the SDK's category of a failed future: "user" or "server".
+        retry_after: seconds after which a client may ask again; None where asking again is of no use.
         field: path of the offending field in the request, such as `data[3].loss_fn_inputs.weights`.
         datum: index of the offending datum in the request's `data`, where there is one.
     """
 
     status = 500
     category = "server"
+    retry_after: float | None = None
 
     def __init__(self, message: str, *, field: str | None = None, datum: int | None = None) -> None:
         super().__init__(f"{field}: {message}" if field else message)
@@ -45,10 +47,21 @@ class BadRequestError(MintError):
 
 
 class AuthenticationError(MintError):
-    """No key, or a key this server does not know."""
+    """No key, or a key this server does not know.
+
+    Attributes:
+        challenge: the response's `WWW-Authenticate`.
+    """
 
     status = 401
     category = "user"
+    challenge = "Bearer"
+
+
+class InvalidTokenError(AuthenticationError):
+    """A token that has expired, or is none of this server's; its key gets a new one."""
+
+    challenge = 'Bearer error="invalid_token"'
 
 
 class PermissionDeniedError(MintError):
@@ -56,6 +69,10 @@ class PermissionDeniedError(MintError):
 
     status = 403
     category = "user"
+
+
+class LimitExceededError(PermissionDeniedError):
+    """The key's limit on what its owner has is reached; waiting alone does not help."""
 
 
 class NotFoundError(MintError):
@@ -79,10 +96,21 @@ class TooLargeError(MintError):
     category = "user"
 
 
+class RateLimitError(MintError):
+    """More than the key may ask for at a time; the same request may succeed after `retry_after` seconds."""
+
+    status = 429
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, field=field)
+        self.retry_after = retry_after
+
+
 class UnavailableError(MintError):
-    """The server cannot answer yet; the same request may succeed later."""
+    """The server cannot answer yet, or not any more; the same request may succeed later."""
 
     status = 503
+    retry_after = 1.0
 
 
 class ModelLoadError(MintError):

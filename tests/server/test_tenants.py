@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from mint.errors import AuthenticationError, MintError
-from mint.server.auth import Keys, generate_key, secret_of
+from mint.errors import MintError
+from mint.server.auth import generate_key, given_key, secret_of
 
 from .inprocess import MODEL, Serve, play
 
-OPEN = {"/api/v1/healthz"}
+OPEN = {"/api/v1/healthz", "/healthz", "/readyz"}
 
 
 def test_no_route_without_a_good_key(serve: Serve) -> None:
@@ -91,13 +92,13 @@ def test_a_made_key_is_a_key() -> None:
     key = generate_key()
     assert secret_of(key) == key.removeprefix("sk-")
     assert generate_key() != key
-    owner = Keys([key]).owner(key)
-    assert key.removeprefix("sk-") not in owner
-    with pytest.raises(AuthenticationError):
-        Keys([key]).owner("sk-")
+    assert secret_of("sk-") is None
+    given = given_key(key)
+    assert given == replace(given_key(f"tml-{secret_of(key)}"), created_at=given.created_at)
+    assert key.removeprefix("sk-") not in repr(given)
 
 
 @pytest.mark.parametrize("key", ["", "sk-", "sk-short", "pk-long-enough", "long-enough", "sk-with space in it"])
 def test_what_is_no_key(key: str) -> None:
     with pytest.raises(MintError, match="sk-SECRET"):
-        Keys([key])
+        given_key(key)

@@ -16,14 +16,17 @@ from mint.dispatch.fleet import Fleet
 from mint.engine.core import WorkerDiedError
 from mint.errors import ModelLoadError
 from mint.server import errors
-from mint.server.auth import Keys
+from mint.server.auth import Keys, given_key
 from mint.server.body import LimitedBody
 from mint.server.catalog import Catalog
 from mint.server.operations.submit import ServerJournal, resume
+from mint.server.request_log import RequestLog
 from mint.server.results import Results
-from mint.server.routes import bootstrap, futures, models, operations, samplers, sessions
+from mint.server.routes import admin, auth, bootstrap, futures, health, models, operations, samplers, sessions
 from mint.server.services import Services
+from mint.server.tokens import Tokens
 from mint.store.database import Database
+from mint.store.keys import Role
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +54,18 @@ def create_app(config: ServerConfig) -> FastAPI:
 
     app = FastAPI(title="MinT", version=version("mint"), lifespan=lifespan)
     app.add_middleware(LimitedBody, max_bytes=config.max_body_bytes)
+    app.add_middleware(RequestLog)
     errors.install(app)
-    for module in (bootstrap, sessions, models, operations, samplers, futures):
+    app.include_router(health.router)
+    for module in (bootstrap, auth, sessions, models, operations, samplers, futures, admin):
         app.include_router(module.router, prefix=PREFIX)
     return app
 
 
 def _build(config: ServerConfig) -> Services:
     database = Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
+    tokens = Tokens(config.data_dir)
+    given = [given_key(key) for key in config.api_keys] + [given_key(key, Role.ADMIN) for key in config.admin_keys]
     fleet = Fleet(config.models, config.engine)
     catalog = Catalog(config, fleet)
     return Services(
@@ -67,7 +74,8 @@ def _build(config: ServerConfig) -> Services:
         fleet=fleet,
         dispatcher=Dispatcher(fleet, ServerJournal(database, catalog), config.gap_seconds),
         catalog=catalog,
-        keys=Keys(config.api_keys),
+        keys=Keys(given, database, tokens),
+        tokens=tokens,
         results=Results(),
     )
 

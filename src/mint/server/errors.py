@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import logging
+from math import ceil
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
-from mint.errors import MintError
+from mint.errors import AuthenticationError, MintError, PermissionDeniedError
+from mint.server.services import Services
+from mint.store import audit
+from mint.store.keys import Key
 
 logger = logging.getLogger(__name__)
 
@@ -22,14 +27,38 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _mint_error(_request: Request, error: Exception) -> JSONResponse:
+async def _mint_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MintError)
+    if isinstance(error, PermissionDeniedError):
+        await _note_refusal(request, error)
     body: dict[str, object] = {"detail": str(error), "type": type(error).__name__}
     if error.field is not None:
         body["field"] = error.field
     if error.datum is not None:
         body["datum"] = error.datum
-    return JSONResponse(body, error.status)
+    return JSONResponse(body, error.status, _headers(error))
+
+
+def _headers(error: MintError) -> dict[str, str]:
+    if isinstance(error, AuthenticationError):
+        return {"WWW-Authenticate": error.challenge}
+    if error.retry_after is None:
+        return {}
+    # whole seconds for everybody, and what the SDK understands besides
+    return {"Retry-After": str(ceil(error.retry_after)), "Retry-After-Ms": str(ceil(1000 * error.retry_after))}
+
+
+async def _note_refusal(request: Request, error: PermissionDeniedError) -> None:
+    """Somebody reached for what is not theirs: the audit log says who and for what."""
+    services: Services = request.app.state.services
+    key: Key | None = getattr(request.state, "caller", None)
+    if key is None:
+        return
+    what = {"key_id": key.key_id, "method": request.method, "path": request.url.path, "reason": str(error)}
+    try:
+        await services.database.transaction(lambda c: audit.record(c, "access_refuse", key.owner, **what))
+    except SQLAlchemyError:
+        logger.exception("a refusal could not be written to the audit log")
 
 
 async def _validation_error(_request: Request, error: Exception) -> JSONResponse:

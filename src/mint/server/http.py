@@ -22,8 +22,9 @@ class HttpServer(uvicorn.Server):
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer long-polls with what there is; their clients ask again, and then the next process."""
+        """Take no more work and answer long-polls with what there is; their clients ask the next process again."""
         services: Services | None = getattr(self._app.state, "services", None)
         if services is not None:
+            services.draining = True
             services.results.close()
         await super().shutdown(sockets)

@@ -17,7 +17,10 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from mint.dispatch.streams import History, Ticket
 from mint.engine.core import Command, ForwardBackward, Result
-from mint.errors import BadRequestError, MintError, PermissionDeniedError
+from mint.errors import BadRequestError, MintError, PermissionDeniedError, UnavailableError
+from mint.observability.logs import begin, bind
+from mint.server import limits
+from mint.server.accounting import accounted, measured
 from mint.server.catalog import Catalog
 from mint.server.operations.distillation import ReverseKLPass
 from mint.server.operations.kind import Completion, Kind
@@ -26,9 +29,11 @@ from mint.server.operations.train_step import TrainStepKind
 from mint.server.operations.training import CreateModel, OptimizerStep, Pass
 from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights, discard_staged
 from mint.server.services import Services
-from mint.store import journal, repository
+from mint.store import audit, journal, repository
 from mint.store.database import Database
+from mint.store.keys import Key
 from mint.store.schema import Operation, Run, Status
+from mint.store.usage import TOKENS, Use
 from mint.wire.numbering import numbering
 from mint.wire.passes import JSON
 
@@ -55,39 +60,43 @@ KINDS: dict[str, Kind[Any]] = {
 }
 
 
-async def submit(services: Services, kind: Kind[R], body: bytes, content_type: str, owner: str) -> Operation:
+async def submit(services: Services, kind: Kind[R], body: bytes, content_type: str, caller: Key) -> Operation:
     """Accept a request: once this returns it is in the journal and will be carried out.
 
     Returns:
         The journaled operation; for a retry, the one that the first try made.
 
     Raises:
-        MintError: the request is refused; its sequence number counts as spent.
+        MintError: the request is refused; its sequence number counts as spent, unless it may be sent again.
     """
+    if services.draining:
+        raise UnavailableError("the server is stopping")
     try:
-        return await _accept(services, kind, body, content_type, owner)
+        return await _accept(services, kind, body, content_type, caller)
     except MintError as error:
         if kind.ordered and error.category == "user":
             run_id, seq_id = numbering(body, content_type)
-            await _spend(services, _refused(kind.name, run_id, seq_id, owner, error))
+            await _spend(services, _refused(kind.name, run_id, seq_id, caller.owner, error))
         raise
 
 
-async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: str, owner: str) -> Operation:
+async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: str, caller: Key) -> Operation:
     request = kind.parse(body, content_type)
     stream, seq_id = kind.stream(request)
+    awaited = kind.ordered and services.dispatcher.awaits(stream, seq_id)
 
     def write(connection: Connection) -> tuple[Operation, Command | None]:
         first = journal.known(connection, stream, seq_id)
         if first is not None:
             return first, None
-        facts = kind.resolve(connection, services.catalog, request, owner)
+        facts = kind.resolve(connection, services.catalog, request, caller.owner)
         services.catalog.model(facts["model"])
+        _check_limits(connection, kind, caller, seq_id, awaited=awaited)
         operation = Operation(
             request_id=f"req-{token_hex(12)}",
             stream=stream,
             seq_id=seq_id,
-            owner=owner,
+            owner=caller.owner,
             kind=kind.name,
             status=Status.PENDING,
             payload_type=content_type,
@@ -98,13 +107,30 @@ async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: 
         command = kind.plan(services.catalog, operation, request)
         journal.insert(connection, operation)
         kind.record(connection, operation, request)
+        if _makes_run(kind, seq_id):
+            what = {"training_run_id": stream, "base_model": facts["model"], "key_id": caller.key_id}
+            audit.record(connection, "training_run_create", caller.owner, **what)
         return operation, command
 
     operation, command = await services.database.transaction(write)
+    bind(request_id=operation.request_id, run_id=operation.stream)
     if command is None:
-        return _retry_of(operation, kind, owner)
+        return _retry_of(operation, kind, caller.owner)
     _dispatch(services, kind, operation, request, command)
     return operation
+
+
+def _makes_run(kind: Kind[Any], seq_id: int) -> bool:
+    return kind.ordered and seq_id == 0
+
+
+def _check_limits(connection: Connection, kind: Kind[Any], caller: Key, seq_id: int, *, awaited: bool) -> None:
+    if not awaited:  # or a full queue of later numbers would wait for this one for ever
+        limits.check_queue(connection, caller)
+    if _makes_run(kind, seq_id):
+        limits.check_live_runs(connection, caller)
+    if kind.stores:
+        limits.check_stored_bytes(connection, caller)
 
 
 def _retry_of(first: Operation, kind: Kind[Any], owner: str) -> Operation:
@@ -152,7 +178,9 @@ async def _spend(services: Services, refused: Operation) -> None:
 
 def _dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Command) -> None:
     async def finish(outcome: Result | MintError) -> None:
-        await _finish(services, kind, operation, request, outcome)
+        begin(request_id=operation.request_id, run_id=operation.stream, owner=operation.owner)
+        used = measured(command, outcome) if not isinstance(outcome, MintError) else {}
+        await _finish(services, kind, operation, request, outcome, used)
 
     services.results.expect(operation)
     ticket = Ticket(operation.request_id, operation.seq_id, operation.facts["model"], command, finish)
@@ -163,13 +191,21 @@ def _dispatch(services: Services, kind: Kind[R], operation: Operation, request: 
 
 
 async def _finish(
-    services: Services, kind: Kind[R], operation: Operation, request: R, outcome: Result | MintError
+    services: Services,
+    kind: Kind[R],
+    operation: Operation,
+    request: R,
+    outcome: Result | MintError,
+    used: dict[Use, int],
 ) -> None:
     """Write the result down, then wake whoever waits for it."""
     try:
         if isinstance(outcome, MintError):
             raise outcome
-        await _write(services, operation, Status.DONE, _complete(services, kind, operation, request, outcome))
+        completion = _complete(services, kind, operation, request, outcome)
+        await _write(services, operation, Status.DONE, accounted(operation, completion, used))
+        for use in used.keys() & TOKENS:
+            services.metrics.tokens(use, used[use])
     except MintError as error:
         await _write(services, operation, Status.FAILED, Completion(_failure(error)))
 
@@ -207,6 +243,7 @@ async def _write(services: Services, operation: Operation, status: Status, compl
         else:
             break
     finished = replace(operation, status=status, payload=b"", result_type=completion.media_type, result=completion.body)
+    services.metrics.finished(operation.kind, status, time() - operation.created_at)
     services.results.put(finished)
 
 

@@ -103,6 +103,7 @@ class SaveWeights(Kind[SaveWeightsRequest]):
     name = "save_weights"
     ordered = True
     replayed = False
+    stores = True
     segment: Segment = "weights"
 
     @override
@@ -140,6 +141,7 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     name = "save_weights_for_sampler"
     ordered = True
     replayed = False
+    stores = True
     segment: Segment = "sampler_weights"
 
     @override

@@ -10,7 +10,7 @@ from fastapi.responses import JSONResponse
 
 from mint.errors import GoneError
 from mint.server import access
-from mint.server.dependencies import Owner, Ready
+from mint.server.dependencies import Poller, Ready
 from mint.store import journal
 from mint.store.schema import Operation, Status
 from mint.wire.passes import JSON, PROTOBUF, pass_output_as_json
@@ -21,7 +21,7 @@ router = APIRouter(tags=["futures"])
 
 
 @router.post("/retrieve_future")
-async def retrieve_future(request: RetrieveFutureRequest, http: Request, services: Ready, owner: Owner) -> Response:
+async def retrieve_future(request: RetrieveFutureRequest, http: Request, services: Ready, owner: Poller) -> Response:
     """The result, or 408 after a while without one: then ask again. A result can be fetched repeatedly."""
 
     request_id = request.request_id

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from sqlalchemy import Connection
 
 from mint.server import access
-from mint.server.dependencies import Owner, Ready
+from mint.server.dependencies import Owner, Poller, Ready
 from mint.store import repository
 from mint.store.schema import Session
 from mint.wire.requests import CreateSessionRequest, FinishSessionRequest, HeartbeatRequest
@@ -37,7 +37,7 @@ async def create_session(request: CreateSessionRequest, http: Request, services:
 
 
 @router.post("/session_heartbeat")
-async def heartbeat(request: HeartbeatRequest, services: Ready, owner: Owner) -> dict[str, str]:
+async def heartbeat(request: HeartbeatRequest, services: Ready, owner: Poller) -> dict[str, str]:
     """The client lives; 410 once its session is finished, which ends the client's heartbeat."""
 
     def beat(connection: Connection) -> None:

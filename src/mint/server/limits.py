@@ -1,0 +1,83 @@
+"""The limits of keys.
+
+Requests per second and queued operations free up by themselves: the answer is 429, which the SDK repeats after
+`Retry-After`. Live runs and stored bytes do not: the answer is 403, which the SDK shows its user at once. Nothing is
+taken in and then held back for a limit.
+"""
+
+from __future__ import annotations
+
+from time import monotonic, time
+
+from sqlalchemy import Connection
+
+from mint.errors import LimitExceededError, RateLimitError
+from mint.store import counts
+from mint.store.keys import Key
+
+LIVE_SECONDS = 300.0
+"""A session that has been silent for longer holds no run any more."""
+
+
+class Rates:
+    """A bucket of tokens for each key, which fills at its rate and holds a second's worth, one request at least."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[int, tuple[float, float]] = {}
+
+    def take(self, key: Key) -> None:
+        """Let a request in.
+
+        Raises:
+            RateLimitError: its key's bucket is empty.
+        """
+        rate = key.requests_per_second
+        if rate is None:
+            return
+        assert key.key_id is not None
+        now, room = monotonic(), max(1.0, rate)
+        left, since = self._buckets.get(key.key_id, (room, now))
+        left = min(room, left + (now - since) * rate)
+        if left < 1:
+            message = f"this key may send {rate:g} requests a second"
+            raise RateLimitError(message, field="requests_per_second", retry_after=(1 - left) / rate)
+        self._buckets[key.key_id] = left - 1, now
+
+
+def check_live_runs(connection: Connection, key: Key) -> None:
+    """Refuse another run.
+
+    Raises:
+        LimitExceededError: the owner has as many in open sessions as the key allows.
+    """
+    limit = key.max_live_runs
+    if limit is not None and (live := counts.live_runs(connection, key.owner, time() - LIVE_SECONDS)) >= limit:
+        raise LimitExceededError(
+            f"is {limit}, and {key.owner} has {live} runs in open sessions; finish one of these", field="max_live_runs"
+        )
+
+
+def check_queue(connection: Connection, key: Key) -> None:
+    """Refuse another operation for now.
+
+    Raises:
+        RateLimitError: as many of the owner's wait or are under way as the key allows.
+    """
+    limit = key.max_queued_operations
+    if limit is not None and (queued := counts.pending_operations(connection, key.owner)) >= limit:
+        raise RateLimitError(
+            f"is {limit}, and {key.owner} has {queued} operations without a result", field="max_queued_operations"
+        )
+
+
+def check_stored_bytes(connection: Connection, key: Key) -> None:
+    """Refuse another checkpoint. Saves that are under way count once their size is known.
+
+    Raises:
+        LimitExceededError: the owner's checkpoints are as large as the key allows.
+    """
+    limit = key.max_stored_bytes
+    if limit is not None and (stored := counts.stored_bytes(connection, key.owner)) >= limit:
+        raise LimitExceededError(
+            f"is {limit}, and {key.owner} has checkpoints of {stored} bytes; delete some", field="max_stored_bytes"
+        )
