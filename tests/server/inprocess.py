@@ -161,7 +161,9 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
         monkeypatch.setattr(fleet.LocalWorker, "start", start_worker)
         # a gap is never given up here: what waits for one fails its test
         defaults = {"models": (ModelSource(MODEL, "/nowhere"),), "gap_seconds": 3600.0, "long_poll_seconds": 20.0}
-        config = ServerConfig(**{"data_dir": folder, "api_keys": (ALICE, BOB), "admin_keys": (ADMIN,), **defaults, **settings})
+        config = ServerConfig(
+            **{"data_dir": folder, "api_keys": (ALICE, BOB), "admin_keys": (ADMIN,), **defaults, **settings}
+        )
         app = create_app(config)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (

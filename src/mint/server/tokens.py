@@ -44,4 +44,5 @@ class Tokens:
             claims = jwt.decode(token, self._secret, [ALGORITHM], options={"require": REQUIRED})
         except jwt.PyJWTError as error:
             raise InvalidTokenError(f"the token is not good: {error}") from None
-        return int(claims["key_id"])
+        key_id: int = claims["key_id"]
+        return key_id
