@@ -33,7 +33,7 @@ def pending_operations(connection: Connection, owner: str) -> int:
 def pending_by_kind(connection: Connection) -> dict[str, int]:
     """Journaled operations without a result."""
     query = select(operations.c.kind, func.count()).where(operations.c.status == Status.PENDING)
-    return dict(connection.execute(query.group_by(operations.c.kind)).tuples().all())
+    return {row[0]: row[1] for row in connection.execute(query.group_by(operations.c.kind))}
 
 
 @dataclass(frozen=True)
