@@ -30,8 +30,19 @@ router = APIRouter(tags=["operations"])
 
 def _documented(model: type[BaseModel]) -> dict[str, Any]:
     """The body for OpenAPI: routes read it raw, because the journal keeps it as it came."""
-    schema = model.model_json_schema(ref_template=f"#/components/schemas/{model.__name__}_{{model}}")
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": _inlined(schema, schema.get("$defs", {}))}}}}
+
+
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with its definitions where they are referred to: a document has no place for those of one body."""
+    if isinstance(node, list):
+        return [_inlined(each, definitions) for each in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(each, definitions) for name, each in node.items() if name != "$defs"}
 
 
 PASS_BODY = {
