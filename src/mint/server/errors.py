@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from math import ceil
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -17,6 +19,14 @@ from mint.store import audit
 from mint.store.keys import Key
 
 logger = logging.getLogger(__name__)
+
+
+class ErrorResponse(JSONResponse):
+    """An error as JSON in ASCII: it may repeat text of the request that UTF-8 cannot hold."""
+
+    def render(self, content: Any) -> bytes:
+        """See starlette."""
+        return json.dumps(content).encode()
 
 
 def install(app: FastAPI) -> None:
@@ -36,7 +46,7 @@ async def _mint_error(request: Request, error: Exception) -> JSONResponse:
         body["field"] = error.field
     if error.datum is not None:
         body["datum"] = error.datum
-    return JSONResponse(body, error.status, _headers(error))
+    return ErrorResponse(body, error.status, _headers(error))
 
 
 def _headers(error: MintError) -> dict[str, str]:
@@ -66,14 +76,14 @@ async def _validation_error(_request: Request, error: Exception) -> JSONResponse
     first = error.errors()[0]
     parts = [] if first["type"] == "json_invalid" else [str(part) for part in first["loc"] if part != "body"]
     field = ".".join(parts) or "body"
-    return JSONResponse({"detail": f"{field}: {first['msg']}", "type": "InvalidBodyError", "field": field}, 422)
+    return ErrorResponse({"detail": f"{field}: {first['msg']}", "type": "InvalidBodyError", "field": field}, 422)
 
 
 async def _http_error(_request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return JSONResponse({"detail": error.detail}, error.status_code, error.headers)
+    return ErrorResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return JSONResponse({"detail": "an error of the server; its log says more"}, 500)
+    return ErrorResponse({"detail": "an error of the server; its log says more"}, 500)
