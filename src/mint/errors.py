@@ -71,8 +71,11 @@ class PermissionDeniedError(MintError):
     category = "user"
 
 
-class LimitExceededError(PermissionDeniedError):
+class LimitExceededError(MintError):
     """The key's limit on what its owner has is reached; waiting alone does not help."""
+
+    status = 403
+    category = "user"
 
 
 class NotFoundError(MintError):

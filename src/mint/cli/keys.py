@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from mint.config import DEFAULT_DATA_DIR
 
@@ -106,9 +107,10 @@ def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> No
         return
     table = Table("id", "owner", "role", "note", "created", "state", "limits")
     for key in found:
-        limits = ", ".join(f"{name} {value:g}" for name, value in _limits(key).items() if value is not None)
+        limits = "\n".join(f"{name} {value:g}" for name, value in _limits(key).items() if value is not None)
         state = key.ended or ("holds" if key.expires_at is None else f"until {_moment(key.expires_at)}")
-        table.add_row(str(key.key_id), key.owner, key.role, key.note, _moment(key.created_at), state, limits or "none")
+        cells = str(key.key_id), key.owner, key.role, key.note, _moment(key.created_at), state, limits or "none"
+        table.add_row(*map(Text, cells))  # a note is shown as it is, whatever looks like markup in it
     out.print(table)
 
 

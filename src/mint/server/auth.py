@@ -135,7 +135,7 @@ class Keys:
         async with self._looking:
             if monotonic() - self._looked < LOOK_SECONDS:
                 return
-            since = self._version
+            now, since = monotonic(), self._version
             try:
                 changed = await self._database.transaction(partial(store.changed_since, version=since))
             except SQLAlchemyError:
@@ -144,7 +144,7 @@ class Keys:
             for key in changed:
                 self._put(key)
                 self._version = max(self._version, key.version or 0)
-            self._looked = monotonic()
+            self._looked = now
 
     def _put(self, key: Key) -> None:
         assert key.key_id is not None

@@ -44,12 +44,27 @@ class Rates:
         self._buckets[key.key_id] = left - 1, now
 
 
-def check_live_runs(connection: Connection, key: Key) -> None:
-    """Refuse another run.
+def check(connection: Connection, key: Key, *, makes_run: bool, stores: bool, awaited: bool) -> None:
+    """Refuse an operation that a limit of its key has no room for.
+
+    Args:
+        makes_run: it begins a run.
+        stores: it leaves a checkpoint.
+        awaited: its run can go on with this operation only: a queue that is full of later ones must not keep it out.
 
     Raises:
-        LimitExceededError: the owner has as many in open sessions as the key allows.
+        RateLimitError: too much waits or is under way already.
+        LimitExceededError: too much is there already.
     """
+    if not awaited:
+        _check_queue(connection, key)
+    if makes_run:
+        _check_live_runs(connection, key)
+    if stores:
+        _check_stored_bytes(connection, key)
+
+
+def _check_live_runs(connection: Connection, key: Key) -> None:
     limit = key.max_live_runs
     if limit is not None and (live := counts.live_runs(connection, key.owner, time() - LIVE_SECONDS)) >= limit:
         raise LimitExceededError(
@@ -57,12 +72,7 @@ def check_live_runs(connection: Connection, key: Key) -> None:
         )
 
 
-def check_queue(connection: Connection, key: Key) -> None:
-    """Refuse another operation for now.
-
-    Raises:
-        RateLimitError: as many of the owner's wait or are under way as the key allows.
-    """
+def _check_queue(connection: Connection, key: Key) -> None:
     limit = key.max_queued_operations
     if limit is not None and (queued := counts.pending_operations(connection, key.owner)) >= limit:
         raise RateLimitError(
@@ -70,12 +80,8 @@ def check_queue(connection: Connection, key: Key) -> None:
         )
 
 
-def check_stored_bytes(connection: Connection, key: Key) -> None:
-    """Refuse another checkpoint. Saves that are under way count once their size is known.
-
-    Raises:
-        LimitExceededError: the owner's checkpoints are as large as the key allows.
-    """
+def _check_stored_bytes(connection: Connection, key: Key) -> None:
+    # saves that are under way count once their size is known
     limit = key.max_stored_bytes
     if limit is not None and (stored := counts.stored_bytes(connection, key.owner)) >= limit:
         raise LimitExceededError(

@@ -91,7 +91,8 @@ async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: 
             return first, None
         facts = kind.resolve(connection, services.catalog, request, caller.owner)
         services.catalog.model(facts["model"])
-        _check_limits(connection, kind, caller, seq_id, awaited=awaited)
+        makes_run = kind.ordered and seq_id == 0
+        limits.check(connection, caller, makes_run=makes_run, stores=kind.stores, awaited=awaited)
         operation = Operation(
             request_id=f"req-{token_hex(12)}",
             stream=stream,
@@ -107,7 +108,7 @@ async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: 
         command = kind.plan(services.catalog, operation, request)
         journal.insert(connection, operation)
         kind.record(connection, operation, request)
-        if _makes_run(kind, seq_id):
+        if makes_run:
             what = {"training_run_id": stream, "base_model": facts["model"], "key_id": caller.key_id}
             audit.record(connection, "training_run_create", caller.owner, **what)
         return operation, command
@@ -118,19 +119,6 @@ async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: 
         return _retry_of(operation, kind, caller.owner)
     _dispatch(services, kind, operation, request, command)
     return operation
-
-
-def _makes_run(kind: Kind[Any], seq_id: int) -> bool:
-    return kind.ordered and seq_id == 0
-
-
-def _check_limits(connection: Connection, kind: Kind[Any], caller: Key, seq_id: int, *, awaited: bool) -> None:
-    if not awaited:  # or a full queue of later numbers would wait for this one for ever
-        limits.check_queue(connection, caller)
-    if _makes_run(kind, seq_id):
-        limits.check_live_runs(connection, caller)
-    if kind.stores:
-        limits.check_stored_bytes(connection, caller)
 
 
 def _retry_of(first: Operation, kind: Kind[Any], owner: str) -> Operation:
