@@ -50,12 +50,15 @@ def mint_keys(server: LiveServer, *arguments: str) -> Any:
     return json.loads(done.stdout)
 
 
+OPTIONS = "--jwt-auth", "--log-format", "json", "--log-level", "info"
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     """Started with no key at all; they are made while it runs."""
     folder = tmp_path_factory.mktemp("keys")
     (folder / "home").mkdir()
-    started = LiveServer(folder, "--model", tiny_model(folder), "--jwt-auth", "--log-format", "json", keys=()).start()
+    started = LiveServer(folder, "--model", tiny_model(folder), *OPTIONS, keys=()).start()
     yield started
     assert started.stop() == 0, started.output
     assert "Traceback" not in started.output
@@ -164,6 +167,17 @@ def test_the_key_of_the_machine_reads_the_metrics(server: LiveServer) -> None:
     answer = httpx.get(f"{server.url}/metrics", headers={"Authorization": f"Bearer {key}"}, timeout=SECONDS)
     assert 'mint_operations_total{kind="forward_backward",outcome="done"}' in answer.text
     assert httpx.get(f"{server.url}/readyz", timeout=SECONDS).json()["status"] == "ready"
+
+
+def test_log_lines_are_json(server: LiveServer) -> None:
+    lines = [json.loads(line) for line in server.lines if line.startswith("{")]
+    passes = [line for line in lines if line.get("path") == "/api/v1/forward_backward" and line["status"] == 200]
+    assert passes
+    assert all(line["run_id"].endswith(":train:0") and line["request_id"].startswith("req-") for line in passes)
+    loggers = {line["logger"] for line in lines}
+    assert {"mint.access", "uvicorn.error"} <= loggers
+    others = [line for line in server.lines if not line.startswith("{") and line.strip()]
+    assert not [line for line in others if " INFO " in line or "Traceback" in line]
 
 
 def test_nothing_secret_is_in_the_folder_or_the_log(server: LiveServer) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from enum import StrEnum
 
 _subject: ContextVar[dict[str, object] | None] = ContextVar("subject", default=None)
 
+FORMAT_VARIABLE = "MINT_LOG_FORMAT"
 TEXT = "%(asctime)s %(name)s %(levelname)s %(message)s"
 
 
@@ -51,6 +53,7 @@ class JsonLines(logging.Formatter):
 
 def configure(level: str, style: LogFormat) -> None:
     """Log to stderr from this level on."""
+    os.environ[FORMAT_VARIABLE] = style  # workers inherit it
     handler = logging.StreamHandler()
     handler.setFormatter(JsonLines() if style == LogFormat.JSON else logging.Formatter(TEXT))
     logging.basicConfig(level=level, handlers=[handler])

@@ -33,7 +33,7 @@ from mint.store import audit, journal, repository
 from mint.store.database import Database
 from mint.store.keys import Key
 from mint.store.schema import Operation, Run, Status
-from mint.store.usage import TOKENS, Use
+from mint.store.usage import TOKENS
 from mint.wire.numbering import numbering
 from mint.wire.passes import JSON
 
@@ -167,8 +167,7 @@ async def _spend(services: Services, refused: Operation) -> None:
 def _dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Command) -> None:
     async def finish(outcome: Result | MintError) -> None:
         begin(request_id=operation.request_id, run_id=operation.stream, owner=operation.owner)
-        used = measured(command, outcome) if not isinstance(outcome, MintError) else {}
-        await _finish(services, kind, operation, request, outcome, used)
+        await _finish(services, kind, operation, request, command, outcome)
 
     services.results.expect(operation)
     ticket = Ticket(operation.request_id, operation.seq_id, operation.facts["model"], command, finish)
@@ -183,14 +182,15 @@ async def _finish(
     kind: Kind[R],
     operation: Operation,
     request: R,
+    command: Command,
     outcome: Result | MintError,
-    used: dict[Use, int],
 ) -> None:
     """Write the result down, then wake whoever waits for it."""
     try:
         if isinstance(outcome, MintError):
             raise outcome
         completion = _complete(services, kind, operation, request, outcome)
+        used = measured(command, outcome)
         await _write(services, operation, Status.DONE, accounted(operation, completion, used))
         for use in used.keys() & TOKENS:
             services.metrics.tokens(use, used[use])
