@@ -130,8 +130,6 @@ class Keys:
 
     async def _look(self) -> None:
         """Read what has changed; one request does it for all."""
-        if monotonic() - self._looked < LOOK_SECONDS:
-            return
         async with self._looking:
             if monotonic() - self._looked < LOOK_SECONDS:
                 return

@@ -10,7 +10,20 @@ from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 from time import time
 
-from sqlalchemy import BigInteger, Column, Connection, Float, Integer, String, Table, func, or_, select, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Float,
+    Integer,
+    RowMapping,
+    String,
+    Table,
+    func,
+    or_,
+    select,
+    update,
+)
 
 from mint.store.schema import metadata
 
@@ -115,6 +128,5 @@ def _next(connection: Connection) -> int:
     return int(connection.execute(select(func.coalesce(func.max(keys.c.version), 0))).scalar_one()) + 1
 
 
-def _key(row: object) -> Key:
-    columns = dict(row)  # type: ignore[call-overload]
-    return Key(**columns | {"role": Role(columns["role"])})
+def _key(row: RowMapping) -> Key:
+    return Key(**{**row, "role": Role(row["role"])})
