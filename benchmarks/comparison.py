@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import median
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.progress import track
@@ -16,17 +16,34 @@ from rich.table import Table
 console = Console(stderr=True)
 
 
+class Rated(Protocol):
+    """A side of a comparison."""
+
+    def warm_up(self) -> Any:
+        """Run once, so that everything is loaded; a loss, where the sides have one."""
+        ...
+
+    def rate(self, threads: int) -> float:
+        """Amount per second, in one round."""
+        ...
+
+
 @dataclass(frozen=True)
 class Work:
     """Something to be timed: what it does, how much that is, and how often it is repeated in a round.
 
-    `before` comes in front of each repeat and is not timed.
+    `before` comes in front of each repeat and is not timed; `first` warms up where a whole run would take long.
     """
 
     amount: float
     run: Callable[[], Any]
     repeats: int = 1
     before: Callable[[], Any] = lambda: None
+    first: Callable[[], Any] | None = None
+
+    def warm_up(self) -> Any:
+        """Run once."""
+        return (self.first or self.run)()
 
     def rate(self, threads: int) -> float:
         """Amount per second at the median of the repeats."""
@@ -51,10 +68,10 @@ class Comparison:
 
     name: str
     unit: str
-    ours: Work
-    baseline: Work
+    ours: Rated
+    baseline: Rated
     aim: float
-    notes: Mapping[str, Work] = field(default_factory=dict)
+    notes: Mapping[str, Rated] = field(default_factory=dict)
     same_loss: bool = False
 
 
@@ -67,7 +84,7 @@ def compare(comparison: Comparison, rounds: int, threads: int) -> dict[str, Any]
     """Measure a figure; the sides take turns to go first."""
     sides = {"ours": comparison.ours, "baseline": comparison.baseline}
     works = {**sides, **comparison.notes}
-    first = {name: work.run() for name, work in works.items()}
+    first = {name: work.warm_up() for name, work in works.items()}
     if comparison.same_loss:
         check_same_loss(comparison.name, first["ours"], first["baseline"])
     rates: dict[str, list[float]] = {name: [] for name in works}
@@ -77,12 +94,17 @@ def compare(comparison: Comparison, rounds: int, threads: int) -> dict[str, Any]
     ratios = [ours / baseline for ours, baseline in zip(rates["ours"], rates["baseline"], strict=True)]
     return {
         "unit": comparison.unit,
-        **{side: round(median(rates[side]), 1) for side in sides},
+        **{side: round(median(rates[side]), 2) for side in sides},
         "ratio": round(median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
         "aim": comparison.aim,
-        "notes": {name: round(median(rates[name]), 1) for name in comparison.notes},
+        "notes": {name: round(median(rates[name]), 2) for name in comparison.notes},
     }
+
+
+def digits(value: float) -> str:
+    """Without decimals, unless there is little before the point."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def show(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
@@ -92,8 +114,8 @@ def show(title: str, figures: Mapping[str, Mapping[str, Any]]) -> None:
         met = figure["ratio"] >= figure["aim"]
         ratio = f"[{'green' if met else 'red'}]{figure['ratio']:.2f}"
         table.add_row(
-            name, figure["unit"], f"{figure['ours']:.0f}", f"{figure['baseline']:.0f}", ratio, f"≥ {figure['aim']}"
+            name, figure["unit"], digits(figure["ours"]), digits(figure["baseline"]), ratio, f"≥ {figure['aim']}"
         )
         for note, value in figure["notes"].items():
-            table.add_row(f"  {note}", figure["unit"], "", f"{value:.0f}", "", "")
+            table.add_row(f"  {note}", figure["unit"], "", digits(value), "", "")
     console.print(table)

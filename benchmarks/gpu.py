@@ -61,6 +61,7 @@ def make_engine(config: Any, device: str, micro_batch: int) -> InProcess:
     import torch
     from transformers import AutoModelForCausalLM
 
+    from mint.engine.constraints import ConstraintCompiler
     from mint.engine.engine import Engine
     from mint.models.attention import ATTENTION_NAME
     from mint.models.causal_lm import CausalLM
@@ -71,7 +72,16 @@ def make_engine(config: Any, device: str, micro_batch: int) -> InProcess:
             config, dtype=torch.bfloat16, attn_implementation=ATTENTION_NAME
         )
     settings = EngineConfig(max_batch_tokens=micro_batch)
-    return InProcess(Engine(CausalLM(model.eval()), "random-qwen3", settings, [b""] * config.vocab_size))
+    return InProcess(
+        Engine(
+            CausalLM(model.eval()),
+            "random-qwen3",
+            settings,
+            [b""] * config.vocab_size,
+            ConstraintCompiler(None, config.vocab_size, ()),
+            print,
+        )
+    )
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -1,10 +1,10 @@
-"""The engine in this process, driven as a worker drives it, and batches of random tokens for it."""
+"""The engine in this process, driven as a worker drives it, and random tokens for it."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,20 +18,27 @@ from mint.engine.core import (
     Command,
     CreateRun,
     Datum,
+    ExportRevision,
     FloatArray,
     ForwardBackward,
+    Int32Array,
     Int64Array,
     LoraShape,
     LossInput,
     OptimStep,
     Passed,
+    Progress,
     Result,
+    Revision,
+    Sample,
+    Sampled,
+    SamplingParams,
     UnloadRun,
 )
 from mint.errors import MintError
 
 if TYPE_CHECKING:
-    from mint.engine.engine import Engine
+    from mint.engine.engine import Answer, Engine
 
 
 def enter_worker_environment() -> None:
@@ -49,14 +56,14 @@ class InProcess:
         self._numbers = count(1)
 
     @classmethod
-    def load(cls, folder: Path, threads: int) -> InProcess:
-        """With a worker's default settings, and that many threads for large batches."""
+    def load(cls, folder: Path, threads: int, config: EngineConfig | None = None) -> InProcess:
+        """With a worker's settings, the default ones if not given, and that many threads for large batches."""
         import torch
 
         from mint.engine.worker import build_engine
 
         torch.set_num_threads(threads)  # an engine keeps to what it finds when it is made
-        engine, _ = build_engine(ModelSource(folder.name, str(folder)), EngineConfig())
+        engine, _ = build_engine(ModelSource(folder.name, str(folder)), config or EngineConfig(), print)
         return cls(engine)
 
     def execute(self, *commands: Command) -> list[Result]:
@@ -68,9 +75,9 @@ class InProcess:
         numbers = [next(self._numbers) for _ in commands]
         answers: dict[int, Result | MintError] = {}
         for number, command in zip(numbers, commands, strict=True):
-            answers.update(self._engine.submit(number, command))
+            answers.update(_final(self._engine.submit(number, command)))
         while len(answers) < len(commands):
-            answers.update(self._engine.step())
+            answers.update(_final(self._engine.step()))
         return [_result(answers[number]) for number in numbers]
 
     def create(self, rank: int, *names: str) -> None:
@@ -85,10 +92,35 @@ class InProcess:
         """An optimizer step of each run, which leaves the weights as they are."""
         self.execute(*(OptimStep(name, AdamParams(learning_rate=0.0)) for name in names))
 
+    def export(self, rank: int, folder: Path, count: int = 1) -> list[Revision]:
+        """Revisions of fresh adapters, written below `folder`."""
+        revisions = [Revision(name, folder / name) for name in (f"rank-{rank}-{place}" for place in range(count))]
+        for revision in revisions:
+            self.create(rank, revision.key)
+            self.execute(ExportRevision(revision.key, revision.directory, revision.key))
+            self.unload(revision.key)
+        return revisions
+
+    def sample(self, *commands: Sample) -> int:
+        """Draw samples together; how many tokens that is.
+
+        Raises:
+            RuntimeError: not as many as asked for.
+        """
+        drawn = [len(s.tokens) for r in self.execute(*commands) if isinstance(r, Sampled) for s in r.sequences]
+        wanted = [command.params.max_tokens for command in commands for _ in range(command.num_samples)]
+        if drawn != wanted:
+            raise RuntimeError(f"{sum(drawn)} tokens were drawn in place of {sum(wanted)}")
+        return sum(drawn)
+
     def loss(self, *passes: ForwardBackward) -> float:
         """Run passes together; the sum of their losses."""
         results = self.execute(*passes)
         return sum(result.metrics["loss:sum"] for result in results if isinstance(result, Passed))
+
+
+def _final(answers: Iterable[Answer]) -> Iterator[tuple[int, Result | MintError]]:
+    return ((number, answer) for number, answer in answers if not isinstance(answer, Progress))
 
 
 def _result(answer: Result | MintError) -> Result:
@@ -103,15 +135,22 @@ def useful_flops_per_token(config: Any, rank: int) -> int:
     Frozen weights: 2 per parameter forward, 2 for the gradient of their inputs. Factors: those 4, and 2 for their own
     gradients. Attention, norms and what is computed again are left out, so a rate counted this way is on the low side.
     """
+    shapes = linear_shapes(config).values()
+    return sum(4 * inner * outer + 6 * rank * (inner + outer) for inner, outer in shapes)
+
+
+def linear_shapes(config: Any) -> dict[str, tuple[int, int]]:
+    """Inputs and outputs of each linear layer, by its name; the unembedding's is `lm_head`."""
     import torch
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)  # type: ignore[no-untyped-call]
-    linears = [module for module in model.modules() if isinstance(module, torch.nn.Linear)]
-    base = sum(linear.in_features * linear.out_features for linear in linears)
-    lora = sum(rank * (linear.in_features + linear.out_features) for linear in linears)
-    return 4 * base + 6 * lora
+    return {
+        name: (module.in_features, module.out_features)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear)
+    }
 
 
 def datum(tokens: Int64Array, **inputs: FloatArray) -> Datum:
@@ -125,6 +164,20 @@ def random_data(vocab_size: int, lengths: Sequence[int], seed: int = 0) -> tuple
     """Datums of those lengths, for cross_entropy."""
     rng = np.random.default_rng(seed)
     return tuple(datum(rng.integers(0, vocab_size, length + 1)) for length in lengths)
+
+
+def random_prompts(vocab_size: int, lengths: Sequence[int], seed: int = 0) -> Iterator[tuple[Int32Array, ...]]:
+    """Prompts of those lengths, others each time, so that none is found in a cache of prefixes."""
+    rng = np.random.default_rng(seed)
+    while True:
+        yield tuple(rng.integers(0, vocab_size, length, np.int32) for length in lengths)
+
+
+def continuation(
+    prompt: Int32Array, max_tokens: int, revision: Revision | None = None, num_samples: int = 1, seed: int = 0
+) -> Sample:
+    """Samples of exactly `max_tokens` tokens: nothing stops them earlier."""
+    return Sample(revision, prompt, num_samples, SamplingParams(max_tokens, seed))
 
 
 def grpo_group(vocab_size: int, samples: int, prompt: int, completion: int) -> tuple[Datum, ...]:

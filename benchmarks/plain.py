@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from mint.engine.core import Datum, LoraShape
+from mint.engine.core import Datum, Int32Array, LoraShape
 
 PROJECTIONS = tuple(f"{name}_proj" for name in ("q", "k", "v", "o", "gate", "up", "down"))
 IGNORED = -100
@@ -56,6 +56,26 @@ class Plain:
             return _backward(-(torch.exp(p - q) * advantages).sum())
 
         return forward_backward
+
+    def generate(self, prompts: Sequence[Int32Array], max_tokens: int, num_samples: int = 1) -> int:
+        """Draw that many tokens after each prompt, all in one padded batch; how many tokens that is."""
+        tokens = _padded([prompt[::-1].copy() for prompt in prompts], 0).flip(1)
+        mask = _padded([np.ones(len(prompt)) for prompt in prompts], 0).flip(1)
+        self._model.generation_config.eos_token_id = None  # nothing ends a sample before its length
+        with torch.inference_mode():
+            out = self._model.generate(
+                input_ids=tokens,
+                attention_mask=mask,
+                do_sample=True,
+                top_k=0,
+                max_new_tokens=max_tokens,
+                num_return_sequences=num_samples,
+                pad_token_id=0,
+            )
+        rows, length = out.shape
+        if length - tokens.shape[1] != max_tokens:
+            raise RuntimeError(f"{length - tokens.shape[1]} tokens were drawn in place of {max_tokens}")
+        return int(rows * max_tokens)
 
     def _logits(self, tokens: Tensor, mask: Tensor, **options: int) -> Tensor:
         logits: Tensor = self._model(input_ids=tokens, attention_mask=mask, use_cache=False, **options).logits

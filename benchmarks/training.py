@@ -14,27 +14,14 @@ median of the rounds' ratios. Prints a table with the aim of each, and one JSON 
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
-import sys
 from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
-from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from benchmarks.comparison import Comparison, Work, compare, show
-from benchmarks.in_process import (
-    InProcess,
-    enter_worker_environment,
-    grpo_group,
-    random_data,
-    useful_flops_per_token,
-)
-from benchmarks.models import SHAPES, SMALL, TINY, model_folder
+from benchmarks.comparison import Comparison, Work
+from benchmarks.in_process import InProcess, grpo_group, random_data, useful_flops_per_token
+from benchmarks.models import SMALL, TINY
+from benchmarks.suite import Bench, Cases, run_suite, vocab_size
 from mint.cli.private_server import private_server
 from mint.engine.core import Datum, ForwardBackward
 
@@ -44,32 +31,6 @@ SHORTEST, LONGEST = 32, 448
 PROMPT, COMPLETION = 512, 64
 PRODUCT = 2048
 """Rows and columns of the matrices that the machine's limit is measured with."""
-
-
-class Bench:
-    """The two models in engines of this process, loaded when they are first asked for.
-
-    `threads` is what the tensor library starts with. Small batches lower it, for the whole process.
-    """
-
-    def __init__(self, models: Path | None) -> None:
-        import torch
-
-        self.threads = torch.get_num_threads()
-        self.small_folder = model_folder(SMALL, models)
-        self.tiny_folder = model_folder(TINY, models)
-
-    @cached_property
-    def small(self) -> InProcess:
-        return InProcess.load(self.small_folder, self.threads)
-
-    @cached_property
-    def tiny(self) -> InProcess:
-        return InProcess.load(self.tiny_folder, self.threads)
-
-
-def vocab_size(name: str) -> int:
-    return int(SHAPES[name]["vocab_size"])
 
 
 def num_tokens(data: tuple[Datum, ...]) -> int:
@@ -189,50 +150,8 @@ def http(bench: Bench) -> Iterator[Comparison]:
     bench.small.unload("in process")
 
 
-CASES: Mapping[str, Callable[[Bench], Iterator[Comparison]]] = {
-    "machine": machine,
-    "plain": plain,
-    "tenants": tenants,
-    "http": http,
-}
-
-
-def measure(cases: list[str], rounds: int, models: Path | None) -> dict[str, Any]:
-    bench = Bench(models)
-    figures = {
-        comparison.name: compare(comparison, rounds, bench.threads)
-        for case in cases
-        for comparison in CASES[case](bench)
-    }
-    return {"torch": version("torch"), "threads": bench.threads, "rank": RANK, "rounds": rounds, "figures": figures}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="comma list of cases; all by default")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument(
-        "--models", type=Path, help="where the random models are kept; the temporary directory by default"
-    )
-    parser.add_argument("--out", type=Path)
-    arguments = parser.parse_args()
-    cases = arguments.only.split(",") if arguments.only else list(CASES)
-    if unknown := set(cases) - set(CASES):
-        parser.error(f"no case {', '.join(sorted(unknown))}; there are {', '.join(CASES)}")
-    if arguments.rounds < 1:
-        parser.error("--rounds must be at least 1")
-    enter_worker_environment()
-    os.environ.setdefault("TINKER_TELEMETRY", "0")
-    result = measure(cases, arguments.rounds, arguments.models)
-    show(
-        f"forward_backward, rank {RANK}, {result['threads']} threads, medians of {result['rounds']}", result["figures"]
-    )
-    text = json.dumps(result, indent=1, ensure_ascii=False)
-    print(text)
-    if arguments.out:
-        arguments.out.write_text(text + "\n")
-    sys.stdout.flush()
+CASES: Cases = {"machine": machine, "plain": plain, "tenants": tenants, "http": http}
 
 
 if __name__ == "__main__":
-    main()
+    run_suite(__doc__, f"forward_backward, rank {RANK}", CASES, rounds=5)

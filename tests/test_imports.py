@@ -25,7 +25,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "models": EVERYONE,
     "engine": EVERYONE | {"models"},
     "dispatch": EVERYONE | {"engine"},
-    "server": EVERYONE | {"wire", "store", "dispatch", "engine"},
+    "server": EVERYONE | {"wire", "store", "dispatch", "engine", "models"},
     # the user's side
     "client": EVERYONE,
     "mint": EVERYONE | {"client"},
@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TORCH_FREE_ENGINE = {
     "core",
     "channel",
+    "grammars",
     "loss_graph",
     "loss_specs",
     "reverse_kl_spec",
@@ -45,6 +46,9 @@ TORCH_FREE_ENGINE = {
     "scheduler",
 }
 """Modules of the engine that the server process imports."""
+
+TORCH_FREE_MODELS = {"token_bytes"}
+"""The same of the models."""
 
 
 def imports_of(path: Path) -> Iterator[str]:
@@ -80,10 +84,11 @@ def test_there_is_no_layer_without_a_rule() -> None:
 
 
 @pytest.mark.parametrize("layer", ["server", "dispatch"])
-def test_the_server_side_imports_only_the_torch_free_part_of_the_engine(layer: str) -> None:
+def test_the_server_side_imports_only_torch_free_parts_of_engine_and_models(layer: str) -> None:
     for path in (SOURCE / layer).rglob("*.py"):
-        used = {module.split(".")[2] for module in imports_of(path) if module.startswith("mint.engine.")}
-        assert used <= TORCH_FREE_ENGINE, path
+        for part, free in (("engine", TORCH_FREE_ENGINE), ("models", TORCH_FREE_MODELS)):
+            used = {module.split(".")[2] for module in imports_of(path) if module.startswith(f"mint.{part}.")}
+            assert used <= free, path
 
 
 def loaded_by(statement: str) -> set[str]:
@@ -97,6 +102,16 @@ def test_the_server_process_never_loads_torch() -> None:
     loaded = loaded_by("import mint.server.app, mint.cli.main")
     assert "fastapi" in loaded
     assert not loaded & {"torch", "transformers", "tinker"}
+
+
+def test_a_chat_is_rendered_and_tokenized_without_torch() -> None:
+    loaded = loaded_by(
+        "from mint.server.openai.tokenizer import load_tokenizer; from mint.tiny import model_path;"
+        "tokenizer = load_tokenizer(str(model_path()), 2048);"
+        "assert len(tokenizer.encode_chat([{'role': 'user', 'content': 'hi'}], [], {})) > 5"
+    )
+    assert "transformers" in loaded
+    assert "torch" not in loaded
 
 
 def test_importing_mint_loads_neither_torch_nor_the_web_framework() -> None:

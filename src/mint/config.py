@@ -29,13 +29,17 @@ class EngineConfig:
     """Limits of one engine worker.
 
     Attributes:
-        max_batch_tokens: tokens of one training micro-batch; bounds the memory of a pass.
+        max_batch_tokens: tokens of one training micro-batch, or of prompts in a step of sampling beside which none
+            decodes; bounds the memory of a pass.
         max_resident_runs: runs whose buffers are in the device's memory; others wait on disk.
         max_lora_rank: largest rank a run may ask for.
         kv_cache_bytes: memory for keys and values of live samples.
         kv_block_size: tokens in one block of that memory.
         max_decode_batch: samples that may decode together.
+        max_prefill_tokens: tokens of prompts that are computed in a step beside samples that decode, which wait for it.
         revision_cache_bytes: memory for adapter revisions that are kept for sampling.
+        scratch_dir: for the files of runs that wait on disk, which mean nothing to the next process; None is the
+            system's place for temporary files.
         gradient_checkpointing: compute each layer again in the backward pass instead of keeping its insides; saves
             memory, costs a third of the speed.
         num_threads: threads of the worker's tensor library; 0 leaves the choice to it.
@@ -47,9 +51,11 @@ class EngineConfig:
     max_resident_runs: int = 64
     max_lora_rank: int = 256
     kv_cache_bytes: int = 512 << 20
-    kv_block_size: int = 32
+    kv_block_size: int = 16
     max_decode_batch: int = 256
+    max_prefill_tokens: int = 512
     revision_cache_bytes: int = 512 << 20
+    scratch_dir: Path | None = None
     gradient_checkpointing: bool = False
     num_threads: int = 0
     device: Device = "auto"
@@ -67,7 +73,12 @@ class ServerConfig:
         long_poll_seconds: how long `retrieve_future` is held open; the SDK gives up after 45.
         gap_seconds: how long a run waits for a sequence number that never arrives before it goes on without it; the SDK
             goes on sending one for 300.
+        snapshot_seconds: between two snapshots of a run that is in training; a recovery computes about so much again.
         max_body_bytes: largest request body, after decompression.
+        max_waiting_samples: sample requests of one key that may wait for a place in a worker; the next is told to come
+            again.
+        session_timeout_seconds: how long a session is believed in without a heartbeat, which the SDK sends every 10;
+            then its samples are cancelled, its revisions without a name removed, and its runs are no live ones.
     """
 
     data_dir: Path
@@ -80,10 +91,18 @@ class ServerConfig:
     database_url: str | None = None
     long_poll_seconds: float = 25.0
     gap_seconds: float = 300.0
+    snapshot_seconds: float = 10.0
     max_body_bytes: int = 256 << 20
+    max_waiting_samples: int = 4096
+    session_timeout_seconds: float = 300.0
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     @property
     def checkpoint_dir(self) -> Path:
         """Where checkpoints are committed."""
         return self.data_dir / "checkpoints"
+
+    @property
+    def snapshot_dir(self) -> Path:
+        """Where the states of runs are kept that recovery begins from."""
+        return self.data_dir / "snapshots"

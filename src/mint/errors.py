@@ -99,6 +99,27 @@ class TooLargeError(MintError):
     category = "user"
 
 
+class OperationCancelledError(MintError):
+    """Whoever asked for it does not want it any more, or has gone."""
+
+    status = 410
+    category = "user"
+
+
+class BusyError(MintError):
+    """More is waiting than this server lets wait; the same request may succeed in a moment.
+
+    Args:
+        limit: samples of one owner that may wait.
+    """
+
+    status = 429
+    retry_after = 1.0
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(f"{limit} samples of yours wait for a place, and no more may: send this one again later")
+
+
 class RateLimitError(MintError):
     """More than the key may ask for at a time; the same request may succeed after `retry_after` seconds."""
 

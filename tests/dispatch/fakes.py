@@ -7,6 +7,8 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count
+from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 
@@ -21,9 +23,12 @@ from mint.engine.core import (
     LoadState,
     LoraShape,
     ModelInfo,
+    OnProgress,
     OptimStep,
     Passed,
+    Progress,
     PromptAnswer,
+    PromptQuery,
     RestoreRun,
     Result,
     ReverseKL,
@@ -33,7 +38,9 @@ from mint.engine.core import (
     SampledSequence,
     Saved,
     SaveState,
+    Snapshot,
     Stepped,
+    TopLogprobs,
     TrainStep,
     Unloaded,
     UnloadRun,
@@ -91,21 +98,42 @@ class Handle:
 class FakeWorker:
     """A worker that executes what it was sent when `work` is called; a run's state is the commands that made it."""
 
+    snapshots: ClassVar[dict[Path, list[Command]]] = {}
+
     def __init__(self, info: ModelInfo = INFO, deadly: Callable[[Command], bool] = lambda _: False) -> None:
         self.info = info
         self.died = asyncio.Event()
         self.runs: dict[str, list[Command]] = {}
         self.executed: list[Command] = []
+        self.cancelled: list[Command] = []
         self._deadly = deadly
+        self._prompts: list[list[int]] = []
         self._inbox: deque[tuple[Command, asyncio.Future[Result]]] = deque()
+        self._listeners: list[OnProgress] = []
 
-    def execute(self, command: Command) -> asyncio.Future[Result]:
+    def execute(self, command: Command, on_progress: OnProgress | None = None) -> asyncio.Future[Result]:
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         if self.died.is_set():
             answer.set_exception(WorkerDiedError())
         else:
             self._inbox.append((command, answer))
+            self._listeners += [on_progress] if on_progress is not None else []
+            answer.add_done_callback(lambda done: self._cancel(command) if done.cancelled() else None)
         return answer
+
+    def _cancel(self, command: Command) -> None:
+        self._inbox = deque(entry for entry in self._inbox if entry[0] is not command)
+        self.cancelled.append(command)
+
+    def tell(self, progress: Progress) -> None:
+        """To whoever sent something to be streamed."""
+        for listener in self._listeners:
+            listener(progress)
+
+    @property
+    def answers(self) -> list[asyncio.Future[Result]]:
+        """Of the backlog."""
+        return [answer for _, answer in self._inbox]
 
     @property
     def backlog(self) -> list[Command]:
@@ -145,7 +173,12 @@ class FakeWorker:
 
     def _execute(self, command: Command) -> Result | MintError:
         if isinstance(command, Sample):
-            return _sampled(command)
+            cached = command.prompt.tolist() in self._prompts
+            self._prompts.append(command.prompt.tolist())
+            return replace(_sampled(command), cached_tokens=len(command.prompt) - 1 if cached else 0)
+        if isinstance(command, RestoreRun) and command.directory in self.snapshots:
+            self.runs[command.run_id] = list(self.snapshots[command.directory])
+            return RunReady(LoraShape(4, 0))
         if isinstance(command, CreateRun | RestoreRun):
             self.runs[command.run_id] = [command]
             return RunReady(command.lora if isinstance(command, CreateRun) else LoraShape(4, 0))
@@ -154,6 +187,11 @@ class FakeWorker:
         if isinstance(command, UnloadRun):
             del self.runs[command.run_id]
             return Unloaded()
+        if isinstance(command, Snapshot):
+            if command.directory.is_absolute():
+                fresh_folder(command.directory)
+            self.snapshots[command.directory] = list(self.runs[command.run_id])
+            return Saved(1)
         if isinstance(command, SaveState | ExportRevision):
             fresh_folder(command.directory)
             (command.directory / "weights").write_text(repr(len(self.runs[command.run_id])))
@@ -183,10 +221,33 @@ class FakeWorker:
 
 def _sampled(command: Sample) -> Sampled:
     tokens = np.arange(command.params.max_tokens, dtype=np.int32) % 90 + 3
-    sequence = SampledSequence(tokens, np.full(len(tokens), -0.5, np.float32), "length")
-    prompt = np.full(len(command.prompt), -1.0, np.float32)
-    prompt[0] = np.nan
-    return Sampled((sequence,) * command.num_samples, PromptAnswer(prompt if command.query.last else None))
+    top = _likeliest(len(tokens), command.top_logprobs) if command.top_logprobs else None
+    sequence = SampledSequence(tokens, np.full(len(tokens), -0.5, np.float32), "length", top)
+    return Sampled((sequence,) * command.num_samples, _answered(command.query, len(command.prompt)))
+
+
+def _answered(query: PromptQuery, length: int) -> PromptAnswer:
+    """A log-probability of −1 for every token of the prompt, and −id / 8 for every other that is asked for."""
+    unasked = length - query.last
+    logprobs = np.full(length, -1, np.float32)
+    logprobs[:unasked] = np.nan
+    top = _likeliest(length, query.top)
+    top.tokens[:unasked], top.logprobs[:unasked] = -1, -np.inf
+    targets = query.targets
+    if targets is not None:
+        targets = np.where(targets < 0, np.nan, targets / -8).astype(np.float32)
+    return PromptAnswer(
+        logprobs=logprobs if query.last else None,
+        top=top if query.top else None,
+        targets=targets,
+        alternatives=_likeliest(length - 1, query.alternatives) if query.alternatives else None,
+    )
+
+
+def _likeliest(positions: int, count: int) -> TopLogprobs:
+    """The same at every position: 1, 2, …"""
+    tokens = np.tile(np.arange(1, count + 1, dtype=np.int32), (positions, 1))
+    return TopLogprobs(tokens, (tokens / -8).astype(np.float32))
 
 
 class FakeFleet:
@@ -237,6 +298,7 @@ class FakeJournal:
     outcomes: dict[int, Result | MintError] = field(default_factory=dict)
     finishes: Counter[int] = field(default_factory=Counter)
     histories: list[History] = field(default_factory=list)
+    snapshot: tuple[int, Path] | None = None
     waiters: defaultdict[int, asyncio.Event] = field(default_factory=lambda: defaultdict(asyncio.Event))
     _numbers: count[int] = field(default_factory=count)
 
@@ -259,9 +321,22 @@ class FakeJournal:
     async def history(self, run_id: str) -> History:
         assert run_id == self.run_id
         await asyncio.sleep(0)
-        following = next(number for number in count(max(self.done, default=-1) + 1) if number not in self.outcomes)
-        self.histories.append(History(following, tuple(self.done[number] for number in sorted(self.done))))
+        start, commands = -1, []
+        if self.snapshot is not None:
+            start, folder = self.snapshot
+            commands = [RestoreRun(run_id, folder, with_optimizer=True)]
+        following = next(number for number in count(max(self.done, default=start) + 1) if number not in self.outcomes)
+        commands += [self.done[number] for number in sorted(self.done) if number > start]
+        self.histories.append(History(following, tuple(commands)))
         return self.histories[-1]
+
+    def snapshot_folder(self, run_id: str, seq_id: int) -> Path:
+        return Path(run_id) / str(seq_id)
+
+    async def commit_snapshot(self, run_id: str, seq_id: int, folder: Path, size_bytes: int) -> None:
+        assert size_bytes
+        assert all(number in self.outcomes for number in range(seq_id + 1)), "a result is missing"
+        self.snapshot = seq_id, folder
 
 
 def step(number: int, run_id: str = "run") -> OptimStep:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -22,11 +23,13 @@ GAP = 30.0
 class World:
     """A stream with everything around it."""
 
-    def __init__(self, deadly: Callable[[Command], bool] = lambda _: False, writes_slowly: int = 0) -> None:
+    def __init__(
+        self, deadly: Callable[[Command], bool] = lambda _: False, writes_slowly: int = 0, snapshots: float = math.inf
+    ) -> None:
         self.clock = FakeClock()
         self.fleet = FakeFleet(deadly)
         self.journal = FakeJournal(writes_slowly=writes_slowly)
-        self.stream = RunStream("run", MODEL, self.fleet, self.journal, GAP)  # type: ignore[arg-type]
+        self.stream = RunStream("run", MODEL, self.fleet, self.journal, GAP, snapshots)  # type: ignore[arg-type]
         self.fleet.on_death = lambda _: self.stream.worker_lost()
 
     def arrive(self, *numbers: int) -> None:
@@ -342,7 +345,7 @@ def test_a_bystander_of_a_killer_is_not_given_up() -> None:
         fleet = FakeFleet(deadly=lambda command: command == step(1, "killer"))
         journals = {name: FakeJournal(name) for name in ("bystander", "killer", "other")}
         streams = {
-            name: RunStream(name, MODEL, fleet, journal, GAP)  # type: ignore[arg-type]
+            name: RunStream(name, MODEL, fleet, journal, GAP, math.inf)  # type: ignore[arg-type]
             for name, journal in journals.items()
         }
         fleet.on_death = lambda _: [stream.worker_lost() for stream in streams.values()]
@@ -370,14 +373,14 @@ EVENTS = st.one_of(
 )
 
 
-@given(st.lists(EVENTS, max_size=60), st.integers(0, 20))
+@given(st.lists(EVENTS, max_size=60), st.integers(0, 20), st.sampled_from([math.inf, 0.0]))
 @settings(max_examples=200, deadline=None)
-@example([("start", 0), ("arrive", 0), *[("turn", 2), ("kill", 0), ("start", 0)] * 3], 0)
+@example([("start", 0), ("arrive", 0), *[("turn", 2), ("kill", 0), ("start", 0)] * 3], 0, 0.0)
 def test_whatever_happens_each_operation_is_executed_once_and_in_order(
-    events: list[tuple[str, int]], writes_slowly: int
+    events: list[tuple[str, int]], writes_slowly: int, snapshots: float
 ) -> None:
     async def scene() -> None:
-        world = World(writes_slowly=writes_slowly)
+        world = World(writes_slowly=writes_slowly, snapshots=snapshots)
         arrived: set[int] = set()
         skipped: set[int] = set()
         for event, value in events:

@@ -2,38 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from mint.config import EngineConfig, ModelSource
-from mint.engine.core import Command, Datum, LoraShape, ModelInfo, Result
-from mint.engine.engine import Engine
+from mint.engine.core import Command, Datum, LoraShape, Result, Snapshot
+from mint.engine.engine import Answer
 from mint.engine.worker import build_engine
 from mint.errors import MintError
+
+if TYPE_CHECKING:
+    from tests.engine.sampling_support import Sampling
 
 
 class EngineDriver:
     """Runs commands on an engine and hands back their results."""
 
-    def __init__(self, engine: Engine, info: ModelInfo) -> None:
-        self.engine = engine
-        self.info = info
+    def __init__(self, source: ModelSource, config: EngineConfig) -> None:
+        self._late: SimpleQueue[Answer] = SimpleQueue()
+        self.engine, self.info = build_engine(source, config, self._late.put)
         self._number = 0
 
     def together(self, commands: Iterable[Command]) -> list[Result | MintError]:
         """Submit all, then step until all have answered."""
         answers: dict[int, Result | MintError] = {}
         numbers = []
+        commands = list(commands)
         for command in commands:
             self._number += 1
             numbers.append(self._number)
             answers.update(self.engine.submit(self._number, command))
         while self.engine.has_work:
             answers.update(self.engine.step())
+        for command in commands:
+            if isinstance(command, Snapshot):
+                answers.update([self._late.get(timeout=60)])
         return [answers[number] for number in numbers]
 
     def one(self, command: Command) -> Result:
@@ -45,7 +53,7 @@ class EngineDriver:
 
 
 def make_driver(folder: Path, **settings: Any) -> EngineDriver:
-    return EngineDriver(*build_engine(ModelSource("random", str(folder)), EngineConfig(**settings)))
+    return EngineDriver(ModelSource("random", str(folder)), EngineConfig(**settings))
 
 
 @pytest.fixture
@@ -67,3 +75,19 @@ def make_datum(rng: np.random.Generator, length: int, *, policy: bool = False) -
 
 def shape(rank: int = 8, **flags: bool) -> LoraShape:
     return LoraShape(rank=rank, seed=rank, **flags)
+
+
+@pytest.fixture(scope="session")
+def sampling(qwen_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Sampling:
+    from tests.engine.sampling_support import Sampling
+
+    return Sampling(qwen_dir, tmp_path_factory.mktemp("revisions"))
+
+
+@pytest.fixture
+def nothing_leaks(sampling: Sampling) -> Iterator[None]:
+    """Whatever a test does, the shared engine ends with all its blocks free."""
+    from tests.engine.sampling_support import assert_all_free
+
+    yield
+    assert_all_free(sampling.driver)

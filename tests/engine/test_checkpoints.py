@@ -240,7 +240,7 @@ def another_base_model(folder: Path) -> None:
     sites = (LinearSite(0, "model.layers.0.self_attn.q_proj", "attn", 6, 10, 0),)
     for path in folder.iterdir():
         path.unlink()
-    TrainableAdapter.create(shape(8), sites, torch.device("cpu")).save(folder, "another")
+    TrainableAdapter.create(shape(8), sites, torch.device("cpu")).saved().write(folder, "another")
 
 
 DAMAGE: dict[str, Callable[[Path], object]] = {

@@ -28,6 +28,7 @@ from transformers import (
 )
 
 from mint.engine.core import Datum, ForwardBackward, LoraShape, Passed, PromptQuery, Sample, Sampled, SamplingParams
+from mint.models.causal_lm import CausalLM
 from mint.tiny import model_path
 from tests.engine.conftest import EngineDriver, make_driver, shape
 from tests.engine.support import (
@@ -66,6 +67,11 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], Any]] = {
         Gemma3TextConfig(**SIZES, head_dim=12, sliding_window=9, sliding_window_pattern=2),
     ),
     "mistral, narrow windows": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=11)),
+    "gemma3, wide windows": (
+        Gemma3ForCausalLM,
+        Gemma3TextConfig(**SIZES, head_dim=12, sliding_window=40, sliding_window_pattern=2),
+    ),
+    "mistral, wide windows": (MistralForCausalLM, MistralConfig(**SIZES, sliding_window=41)),
     "phi3": (Phi3ForCausalLM, Phi3Config(**SIZES)),
     "qwen3-moe": (Qwen3MoeForCausalLM, Qwen3MoeConfig(**SIZES, head_dim=12, **MOE)),
     "mixtral": (MixtralForCausalLM, MixtralConfig(**SIZES, num_local_experts=4, sliding_window=None)),
@@ -114,6 +120,19 @@ def test_logprobs_and_gradients_equal_autograd(family: tuple[Path, EngineDriver]
         assert_same_gradients(gradients(driver, run), gradient, BOUND)
 
 
+def count_tokens(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The tokens of each batch that is computed from now on."""
+    counted: list[int] = []
+    forward = CausalLM._forward
+
+    def watch(self: CausalLM, tokens: torch.Tensor, *arguments: Any) -> Any:
+        counted.append(len(tokens))
+        return forward(self, tokens, *arguments)
+
+    monkeypatch.setattr(CausalLM, "_forward", watch)
+    return counted
+
+
 def test_shared_prefixes_change_nothing(family: tuple[Path, EngineDriver], monkeypatch: pytest.MonkeyPatch) -> None:
     _, driver = family
     rng = np.random.default_rng(1)
@@ -121,7 +140,10 @@ def test_shared_prefixes_change_nothing(family: tuple[Path, EngineDriver], monke
     for datum in command.data:
         datum.tokens[:30] = command.data[0].tokens[:30]
     clear(driver)
+    counted = count_tokens(monkeypatch)
     ours, grad = driver.one(command), gradients(driver, "run")
+    window = driver.engine._trainer._model.narrowest_window
+    assert counted == [30 + 10 + 6 + 10 if window is None or window >= 40 else 40 + 36 + 40]
     monkeypatch.setattr("mint.engine.prefixes.MIN_SHARED", 1 << 30)
     clear(driver)
     assert_same_pass(ours, driver.one(command), BOUND)

@@ -1,8 +1,7 @@
-"""Sequences that begin alike: the forest, and passes through it against passes without sharing."""
+"""Passes whose datums begin alike, against the same without sharing."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,89 +13,12 @@ from hypothesis import strategies as st
 from mint.engine import prefixes
 from mint.engine.core import Datum, ForwardBackward, Int32Array
 from mint.engine.loss_specs import LOSS_SPECS
-from mint.engine.prefixes import MAX_DEPTH, MIN_SHARED, Node, forest
 from mint.models.causal_lm import CausalLM
 from tests.engine.conftest import EngineDriver, make_datum, make_driver, shape
 from tests.engine.support import assert_same_gradients, assert_same_pass, gradients, trainable, trained_run
 
 BOUND = 1e-5
 """Of log-probabilities, and of gradients relative to the largest."""
-
-
-def nodes(roots: list[Node]) -> Iterator[Node]:
-    for node in roots:
-        yield node
-        yield from nodes(node.children)
-
-
-def sequences_of(
-    roots: list[Node], given_: list[Int32Array], above: tuple[int, ...] = ()
-) -> dict[int, tuple[int, ...]]:
-    """Each sequence, read along its path."""
-    found: dict[int, tuple[int, ...]] = {}
-    for node in roots:
-        path = (*above, *given_[node.source][node.start : node.stop].tolist())
-        found |= dict.fromkeys(node.members, path)
-        found |= sequences_of(node.children, given_, path)
-    return found
-
-
-def arrays(sequences: list[list[int]]) -> list[Int32Array]:
-    return [np.array(sequence, np.int32) for sequence in sequences]
-
-
-PIECES = [[7] * MIN_SHARED, [8] * MIN_SHARED, [9] * (MIN_SHARED + 3), [7, 8], [1]]
-"""Sequences made of these share a lot, at many depths."""
-
-
-@settings(max_examples=60, deadline=None, derandomize=True)
-@given(made_of=st.lists(st.lists(st.integers(0, len(PIECES) - 1), min_size=1, max_size=6), min_size=1, max_size=12))
-def test_every_sequence_is_a_path_of_the_forest(made_of: list[list[int]]) -> None:
-    sequences = arrays([[token for piece in pieces for token in PIECES[piece]] for pieces in made_of])
-    roots = forest(sequences)
-    assert sequences_of(roots, sequences) == {i: tuple(s.tolist()) for i, s in enumerate(sequences)}
-    for node in nodes(roots):
-        assert node.num_tokens > 0
-        if node.children:
-            assert node.num_tokens >= MIN_SHARED
-            assert all(child.start == node.stop for child in node.children)
-    assert sum(node.num_tokens for node in nodes(roots)) <= sum(map(len, sequences))
-
-
-def test_a_group_is_a_prompt_and_its_completions() -> None:
-    prompt = list(range(100, 140))
-    roots = forest(arrays([[*prompt, completion, 5, 6] for completion in range(4)]))
-    assert [(root.num_tokens, [child.num_tokens for child in root.children]) for root in roots] == [(40, [3, 3, 3, 3])]
-
-
-def test_a_conversation_is_a_chain() -> None:
-    turns = [list(range(length)) for length in (20, 50, 90)]
-    (root,) = forest(arrays(turns))
-    chain = [root, root.children[0], root.children[0].children[0]]
-    assert [(node.num_tokens, node.members) for node in chain] == [(20, [0]), (30, [1]), (40, [2])]
-
-
-def test_too_little_is_not_shared() -> None:
-    short = [1] * (MIN_SHARED - 1)
-    assert len(forest(arrays([[*short, 2], [*short, 3]]))) == 2
-
-
-def test_equal_sequences_are_computed_once() -> None:
-    (root,) = forest(arrays([[3] * 30] * 5))
-    assert (root.num_tokens, root.members, root.children) == (30, [0, 1, 2, 3, 4], [])
-
-
-def test_a_chain_deeper_than_the_limit_is_cut_and_complete() -> None:
-    turns = arrays([[1] * (MIN_SHARED * (1 + turn)) for turn in range(3 * MAX_DEPTH)])
-    roots = forest(turns)
-    depth, level = 0, roots
-    while level:
-        depth, level = depth + 1, [child for node in level for child in node.children]
-    assert depth <= MAX_DEPTH + 1
-    assert sequences_of(roots, turns) == {i: tuple(s.tolist()) for i, s in enumerate(turns)}
-
-
-# --- passes -------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +80,19 @@ def test_a_group_shares_its_prompt_under_every_loss(driver_: EngineDriver, loss_
 def test_soft_targets_share_too(driver_: EngineDriver) -> None:
     data = group(np.random.default_rng(1), [30, 45, 45], prompt=25, targets=3)
     assert_sharing_changes_nothing(driver_, [ForwardBackward("run", data, "cross_entropy")])
+
+
+@pytest.mark.parametrize("loss_fn", ["importance_sampling", "gspo"])
+@pytest.mark.parametrize("reply", [0, 4], ids=["growing", "turning aside"])
+def test_a_long_conversation_shares_its_history(driver_: EngineDriver, loss_fn: str, reply: int) -> None:
+    """Of every turn there is a datum: the history up to it, and a reply that the next one has not."""
+    rng = np.random.default_rng(4)
+    history = rng.integers(0, 2048, 12 * 18).astype(np.int32)
+    lengths = [18 * turn + reply for turn in range(1, 13)]
+    data = [with_prefix(make_datum(rng, n, policy=True), history[: n - reply]) for n in lengths]
+    rng.shuffle(data)
+    command = ForwardBackward("run", tuple(data), loss_fn, dict(LOSS_SPECS[loss_fn].config))
+    assert_sharing_changes_nothing(driver_, [command])
 
 
 @settings(max_examples=15, deadline=None, derandomize=True)

@@ -75,6 +75,15 @@ def test_equals_each_sequence_by_itself(lengths: list[int], heads: int, kv_heads
     check_lengths(lengths, heads, kv_heads, window)
 
 
+@pytest.mark.parametrize("lengths", [[23], [9, 9], [4, 13, 2]], ids=str)
+@pytest.mark.parametrize("window", [1, 3, 5])
+def test_a_window_narrower_than_what_is_computed_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, lengths: list[int], window: int
+) -> None:
+    monkeypatch.setattr(flash, "WINDOW_QUERIES", 4)
+    check_lengths(lengths, window=window)
+
+
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(lengths=st.lists(st.integers(1, 9), min_size=1, max_size=8))
 def test_any_lengths(lengths: list[int]) -> None:
@@ -99,7 +108,7 @@ class Tree:
         for child in below:
             self.grow(child, path)
         if below:
-            self.prefixes.append(Prefix(start, start + length, sum(self.lengths)))
+            self.prefixes.append(Prefix(start, start + length, start + length, sum(self.lengths)))
 
 
 trees = st.recursive(
@@ -114,6 +123,15 @@ def test_shared_prefixes_equal_each_sequence_by_itself(shapes: list[object]) -> 
     for shape in shapes:
         tree.grow(shape, [])
     check(PackedCausal(tree.lengths, tree.prefixes), paths_seen(tree.paths, None, sum(tree.lengths)))
+
+
+def test_a_prefix_may_be_a_part_of_a_stretch_and_lie_anywhere_in_front() -> None:
+    """Twigs of one branch of 9 tokens: two leave it after 6, of which the second has a twig of its own, one after 2."""
+    branch, first, second, twig, last = stretches(lengths := [9, 3, 5, 2, 4])
+    prefixes = [Prefix(0, 6, 9, 19), Prefix(12, 14, 17, 19), Prefix(0, 2, 19, 23)]
+    six, two = slice(0, 6), slice(0, 2)
+    paths = [[branch], [six, first], [six, second], [six, slice(12, 14), twig], [two, last]]
+    check(PackedCausal(lengths, prefixes), paths_seen(paths, None, sum(lengths)))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -136,7 +154,7 @@ def test_the_fused_operators_are_still_what_they_were(queries: int, keys: int, h
     torch.manual_seed(0)
     block = Block(torch.randn(2, queries, 4, 8), torch.randn(2, keys, 2, 8), torch.randn(2, keys, 2, 8))
     grad = torch.randn(2, queries, 4, 8)
-    mask = flash._band(keys, how.window, torch.float32, grad.device) if how.window else None
+    mask = flash._band((queries, keys), how.window, torch.float32, grad.device)[None] if how.window else None
     fused, plain = flash.forward(block, how), flash._plain_forward(block, how, mask)
     ours = [*fused, *flash.backward(grad, block, fused, how)]
     theirs = [*plain, *flash._plain_backward(grad, block, Answer(*plain), how, mask)]

@@ -45,6 +45,8 @@ from mint.engine.worker import build_engine
 from mint.errors import ModelLoadError
 from mint.models.attention import PackedCausal
 from mint.models.loading import load, load_tokenizer, locate, stop_token_ids
+from mint.models.lora import LinearGroup
+from mint.models.norms import RmsNorm
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
@@ -103,7 +105,7 @@ def test_a_folder_without_config_is_refused(tmp_path: Path) -> None:
 
 def test_the_home_folder_is_understood(qwen_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(qwen_dir.parent))
-    _, info = build_engine(ModelSource("mine", f"~/{qwen_dir.name}"), EngineConfig())
+    _, info = build_engine(ModelSource("mine", f"~/{qwen_dir.name}"), EngineConfig(), print)
     assert info.tokenizer == str(qwen_dir.resolve())
 
 
@@ -257,7 +259,7 @@ def test_sites_are_named_and_sorted_into_kinds(tmp_path: Path) -> None:
 
 
 def test_model_info(qwen_dir: Path) -> None:
-    _, info = build_engine(ModelSource("some/name", str(qwen_dir)), EngineConfig(max_lora_rank=7))
+    _, info = build_engine(ModelSource("some/name", str(qwen_dir)), EngineConfig(max_lora_rank=7), print)
     embeddings, layer_norms = 2048 * 64, 64 * 2 + 16 * 2
     layer = 64 * (64 + 32 + 32 + 64) + 3 * 64 * 96 + layer_norms
     assert info == ModelInfo(
@@ -285,5 +287,15 @@ def test_stop_tokens_are_all_that_the_files_declare(qwen_dir: Path, tmp_path: Pa
 
 def test_samples_are_bounded_by_the_cache_where_that_is_smaller(qwen_dir: Path) -> None:
     # 2 layers × keys and values × 2 heads × 16 × float32 = 512 bytes for each token
-    _, info = build_engine(ModelSource("some/name", str(qwen_dir)), EngineConfig(kv_cache_bytes=64 * 512))
+    _, info = build_engine(ModelSource("some/name", str(qwen_dir)), EngineConfig(kv_cache_bytes=64 * 512), print)
     assert (info.max_context_length, info.max_sample_length) == (512, 64)
+
+
+@pytest.mark.parametrize(("place", "name"), [(RmsNorm, "forward"), (LinearGroup, "output")])
+def test_a_mistake_in_what_stands_in_for_transformers_is_found(
+    qwen_dir: Path, monkeypatch: pytest.MonkeyPatch, place: type, name: str
+) -> None:
+    right = getattr(place, name)
+    monkeypatch.setattr(place, name, lambda *arguments: right(*arguments) * 1.1)
+    with pytest.raises(ModelLoadError, match="would be wrong by"):
+        load(str(qwen_dir))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -11,11 +12,12 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import FastAPI
 
 from mint.config import EngineConfig, ModelSource, ServerConfig
 from mint.dispatch import fleet
-from mint.engine.core import Command, CreateRun, Result
+from mint.engine.core import Command, CreateRun, OnProgress, Result
 from mint.server.app import create_app
 from mint.server.services import Services
 from mint.wire import messages_pb2 as pb
@@ -33,8 +35,8 @@ class IdleWorker(FakeWorker):
         super().__init__(replace(INFO, name=source.name))
         self.paused = paused
 
-    def execute(self, command: Command) -> asyncio.Future[Result]:
-        answer = super().execute(command)
+    def execute(self, command: Command, on_progress: OnProgress | None = None) -> asyncio.Future[Result]:
+        answer = super().execute(command, on_progress)
         if not self.paused:
             asyncio.get_running_loop().call_soon(self.work)
         return answer
@@ -173,6 +175,25 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
             yield World(app, workers, Api(http, ALICE), Api(http, BOB), Api(http, ADMIN))
 
     return start
+
+
+@asynccontextmanager
+async def listening(world: World, requests: Counter[str] | None = None) -> AsyncIterator[str]:
+    """The address at which the application can be reached; requests are counted by path."""
+    seen = requests if requests is not None else Counter()
+
+    async def counting(scope: Any, receive: Any, send: Any) -> None:
+        seen[scope["path"].rpartition("/")[2]] += 1
+        await world.app(scope, receive, send)
+
+    server = uvicorn.Server(uvicorn.Config(counting, port=0, lifespan="off", log_config=None))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:
+        await asyncio.sleep(0.01)
+    host, port = server.servers[0].sockets[0].getsockname()
+    yield f"http://{host}:{port}"
+    server.should_exit = True
+    await serving
 
 
 def play(scene: Callable[[], Awaitable[None]]) -> None:

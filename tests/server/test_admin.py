@@ -94,7 +94,7 @@ def test_usage_is_what_finished_operations_used(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
             run, sampler = await work(world, world.alice)
-            await work(world, world.bob)
+            theirs, their_sampler = await work(world, world.bob)
             answer = await used(world.alice)
             expected = {
                 (run, "training", False): 9,
@@ -106,7 +106,15 @@ def test_usage_is_what_finished_operations_used(serve: Serve) -> None:
             session = run.partition(":")[0]
             assert answer["sessions"] == {session: {"user_metadata": {"name": "x", "number": "1"}}}
             assert {(event["session_id"], event["project_id"]) for event in answer["data"]} == {(session, "p")}
-            assert len(amounts(await used(world.admin))) == 2 * len(expected)
+            assert amounts(await used(world.admin)) == {
+                **expected,
+                (theirs, "training", False): 9,
+                (theirs, "checkpoint", False): 1,
+                # the worker knew all of this prompt but its last token, of which the samples are drawn
+                (their_sampler, "sampling_prefill", True): 3,
+                (their_sampler, "sampling_prefill", False): 1,
+                (their_sampler, "sampling_sample", False): 10,
+            }
             # a worker that dies makes the run's history run again, which is not counted again
             world.worker.die()
             await world.alice.step(run, 6)

@@ -23,6 +23,7 @@ def bodies(mine: Objects) -> dict[str, dict[str, Any]]:
     about = {"tags": ["a"], "user_metadata": {"a": "b"}, "project_id": "p", "display_name": "d", "sdk_version": "1"}
     return {
         "client/config": {"sdk_version": "0.38.0"},
+        "client/dynamic_config": {},
         "telemetry": {"events": [], "session_id": "s", "sdk_version": "1"},
         "create_session": about,
         "session_heartbeat": {"session_id": mine.session},
@@ -48,8 +49,10 @@ def bodies(mine: Objects) -> dict[str, dict[str, Any]]:
             "base_model": MODEL,
             "model_path": mine.path,
         },
+        "join_sampling_session": {"sampling_session_id": mine.sampler},
         "asample": {"sampling_session_id": mine.sampler, "seq_id": 7, "num_samples": 1, **SAMPLE},
         "retrieve_future": {"request_id": mine.request, "allow_metadata_only": False},
+        "cancel_future": {"request_id": mine.request},
         f"sessions/{mine.session}/finish": {"reason": {"type": "success"}, "detail": "d"},  # last: it ends the session
     }
 

@@ -11,7 +11,7 @@ from sqlalchemy import update
 
 from mint.engine.core import OptimStep
 from mint.errors import RateLimitError
-from mint.server.limits import LIVE_SECONDS, Rates
+from mint.server.limits import Rates
 from mint.store.keys import Key, Role
 from mint.store.schema import sessions
 
@@ -64,7 +64,12 @@ def test_requests_per_second_do_not_count_what_clients_ask_by_themselves(serve: 
                 await made.ok("session_heartbeat", {"session_id": session})
                 await made.ok("client/dynamic_config")
                 await made.ok("telemetry")
+                assert (await made.post("cancel_future", {"request_id": "x"})).status_code == 410
                 assert (await made.post("retrieve_future", {"request_id": "x"})).status_code == 410
+            # OpenAI's clients are told as the SDK is
+            response = await made.http.get("/v1/models", headers={"X-API-Key": made.key})
+            assert (response.status_code, response.json()["error"]["param"]) == (429, "requests_per_second")
+            assert response.headers["retry-after"] in ("1", "2")
             await world.alice.session()
 
     play(scene)
@@ -96,7 +101,8 @@ def test_live_runs_are_those_of_open_sessions_that_are_heard_of(serve: Serve) ->
                 await made.post(f"sessions/{session}/finish")
             await made.run(third)
             assert await refused(made, third) == full
-            long_ago = update(sessions).values(last_heartbeat=sessions.c.last_heartbeat - LIVE_SECONDS)
+            silence = world.services.config.session_timeout_seconds
+            long_ago = update(sessions).values(last_heartbeat=sessions.c.last_heartbeat - silence)
             await beside(world, lambda c: c.execute(long_ago.where(sessions.c.session_id == third)))
             await made.run(await made.session())
 

@@ -11,11 +11,14 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from sqlalchemy.exc import OperationalError
 
+from mint.config import EngineConfig
 from mint.observability.logs import JsonLines
 from mint.server.http import drain
 from mint.store.database import Database
 
 from .inprocess import Serve, World, play
+
+USER = {"role": "user", "content": "a"}
 
 
 async def samples(world: World) -> dict[str, float]:
@@ -88,6 +91,24 @@ def test_operations_are_counted_once_and_gauges_are_of_now(serve: Serve) -> None
     play(scene)
 
 
+def test_samples_are_in_line_or_with_a_worker(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve(paused=True, engine=EngineConfig(max_decode_batch=2)) as world:
+            sampler = await world.alice.sampler()
+            body = {"sampling_session_id": sampler, "prompt": {"chunks": [{"tokens": [1]}]}}
+            body["sampling_params"] = {"max_tokens": 1}
+            drawn = [await world.alice.ok("asample", {**body, "seq_id": number}) for number in range(5)]
+            found = await samples(world)
+            assert [found[f"mint_samples_{where}{{model=base}}"] for where in ("running", "waiting")] == [2, 3]
+            world.worker.resume()
+            for operation in drawn:
+                await world.alice.retrieve(operation["request_id"])
+            found = await samples(world)
+            assert [found[f"mint_samples_{where}{{model=base}}"] for where in ("running", "waiting")] == [0, 0]
+
+    play(scene)
+
+
 def test_failures_are_counted_as_such(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -148,6 +169,11 @@ def test_a_server_that_stops_takes_no_work_and_loses_none(serve: Serve) -> None:
             assert (await poll).status_code == 408
             response = await world.alice.post("optim_step", {"model_id": run, "seq_id": 2})
             assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+            headers = {"X-API-Key": world.alice.key}
+            for path, prompt in (("completions", {"prompt": "a"}), ("chat/completions", {"messages": [USER]})):
+                request = {"model": "base", **prompt}
+                response = await world.alice.http.post(f"/v1/{path}", json=request, headers=headers)
+                assert (response.status_code, response.headers["retry-after"]) == (503, "1")
         async with serve() as world:
             assert "metrics" in await world.alice.retrieve(waiting["request_id"])
             await world.alice.step(run, 2)  # its number was not spent

@@ -4,42 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Any
 
 import pytest
-import uvicorn
 
 import mint
 from mint import types
 
-from .inprocess import ALICE, MODEL, Serve, World, play
+from .inprocess import ALICE, MODEL, Serve, listening, play
 from .sdk import SECONDS, datum
 
 
 @pytest.fixture(autouse=True)
 def _quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TINKER_TELEMETRY", "0")
-
-
-@asynccontextmanager
-async def listening(world: World, requests: Counter[str]) -> AsyncIterator[str]:
-    """The address at which the application can be reached; requests are counted by path."""
-
-    async def counting(scope: Any, receive: Any, send: Any) -> None:
-        requests[scope["path"].rpartition("/")[2]] += 1
-        await world.app(scope, receive, send)
-
-    server = uvicorn.Server(uvicorn.Config(counting, port=0, lifespan="off", log_config=None))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:
-        await asyncio.sleep(0.01)
-    host, port = server.servers[0].sockets[0].getsockname()
-    yield f"http://{host}:{port}"
-    server.should_exit = True
-    await serving
 
 
 @pytest.mark.parametrize(("long_poll_seconds", "fewest", "most"), [(20.0, 1, 1), (0.2, 3, 5)])

@@ -237,6 +237,14 @@ def test_a_run_that_cannot_be_made(serve: Serve) -> None:
     play(scene)
 
 
+TWO = {"prompt": {"chunks": [{"tokens": [1, 2]}]}}
+LAST = {**TWO, "prompt_logprobs": True}
+
+
+def targets(*rows: list[int]) -> dict[str, Any]:
+    return {"data": [number for row in rows for number in row], "dtype": "int64", "shape": [len(rows), len(rows[0])]}
+
+
 SAMPLES: dict[str, tuple[dict[str, Any], int, str]] = {
     "no prompt": ({"prompt": {"chunks": []}}, 400, "prompt"),
     "empty chunk": ({"prompt": {"chunks": [{"tokens": []}]}}, 400, "prompt.chunks[0]"),
@@ -256,7 +264,32 @@ SAMPLES: dict[str, tuple[dict[str, Any], int, str]] = {
     "stop beyond the vocabulary": ({"sampling_params": {"stop": [100]}}, 400, "sampling_params.stop"),
     "no samples": ({"num_samples": 0}, 422, "num_samples"),
     "unknown sampler": ({"sampling_session_id": "x"}, 404, "sampling_session_id"),
-    "not served": ({"topk_prompt_logprobs": 3}, 400, "topk_prompt_logprobs"),
+    "too many samples": ({"num_samples": 1025}, 422, "num_samples"),
+    "two models": ({"base_model": MODEL}, 400, "sampling_session_id"),
+    "a session and a path": ({"model_path": "tinker://x:train:0/weights/a"}, 400, "sampling_session_id"),
+    "neither session nor model": ({"sampling_session_id": None}, 400, "base_model"),
+    "another model": ({"sampling_session_id": None, "base_model": "other"}, 400, "base_model"),
+    "more than all tokens": ({"topk_sample_logprobs": 101}, 400, "topk_sample_logprobs"),
+    "more than all prompt tokens": ({**TWO, "topk_prompt_logprobs": 101}, 400, "topk_prompt_logprobs"),
+    "a few below none": ({"topk_prompt_logprobs": -1}, 422, "topk_prompt_logprobs"),
+    "too many draws": ({"prompt_alt_tokens_k": 1025}, 422, "prompt_alt_tokens_k"),
+    "the last none": ({**LAST, "prompt_logprobs_last_n": 0}, 422, "prompt_logprobs_last_n"),
+    "more than the last": (
+        {**LAST, "prompt_logprobs_last_n": 2},
+        400,
+        "prompt_logprobs_last_n",
+    ),
+    "the last of nothing": ({**TWO, "prompt_logprobs_last_n": 1}, 400, "prompt_logprobs_last_n"),
+    "the last of the likeliest": (
+        {**TWO, "topk_prompt_logprobs": 1, "prompt_logprobs_last_n": 1},
+        400,
+        "prompt_logprobs_last_n",
+    ),
+    "targets of another length": ({**TWO, "target_prompt_logprobs": targets([1], [2])}, 400, "target_prompt_logprobs"),
+    "target beyond the vocabulary": ({**TWO, "target_prompt_logprobs": targets([100])}, 400, "target_prompt_logprobs"),
+    "target below none": ({**TWO, "target_prompt_logprobs": targets([3, -2])}, 400, "target_prompt_logprobs"),
+    "targets of one token": ({"target_prompt_logprobs": targets([1])}, 400, "target_prompt_logprobs"),
+    "targets that are none": ({**TWO, "target_prompt_logprobs": [[1]]}, 400, "target_prompt_logprobs"),
 }
 
 
@@ -271,6 +304,7 @@ def test_a_sample_that_cannot_be_drawn(serve: Serve) -> None:
                 assert response.status_code == status, (case, response.text)
                 assert response.json()["field"].startswith(field), (case, response.text)
                 assert world.worker.times(Sample) == number
+                assert response.json()["detail"].startswith(response.json()["field"])
                 # the number is still free: the SDK sends what it has mended under a new one, or under this
                 assert len((await world.alice.result("asample", body))["sequences"]) == 1
 

@@ -10,10 +10,14 @@ from time import perf_counter
 from typing import Any
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from mint.engine.core import CreateRun, ForwardBackward, OptimStep, RestoreRun, Sample, SaveState
 from mint.errors import NotFoundError
+from mint.store import repository
+from mint.store.schema import RunSnapshot, operations
+from tests.dispatch.fakes import FakeWorker
 
 from .inprocess import MODEL, Serve, World, datum, play
 
@@ -383,3 +387,44 @@ def test_a_stop_while_long_polls_are_open(serve: Serve) -> None:
             assert await world.alice.retrieve(future["request_id"]) == {"metrics": {"step": 1.0}}
 
     play(scene)
+
+
+def test_what_lies_before_a_snapshot_is_not_computed_again(serve: Serve, tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with serve(snapshot_seconds=0.0) as world:
+            run = await world.alice.run()
+            for number in range(1, 9, 2):
+                await world.alice.pass_(run, number)
+                await world.alice.step(run, number + 1)
+            while (snapshot := await snapshot_of(world, run)) is None:
+                await asyncio.sleep(0.01)
+            kept = {number for number, payload in await payloads(world, run) if payload}
+            assert kept == set(range(snapshot.seq_id + 1, 9))
+            world.worker.paused = True
+            state = kinds(world, run)
+            future = (await world.alice.pass_(run, 9)).json()
+            folder = killed(tmp_path / "data")
+        # the fake worker's snapshots are in its memory, by their folder
+        mine = {d: c for d, c in FakeWorker.snapshots.items() if d.is_relative_to(tmp_path)}
+        for directory, commands in mine.items():
+            FakeWorker.snapshots[folder / directory.relative_to(tmp_path / "data")] = commands
+        async with serve(folder) as world:
+            await world.alice.retrieve(future["request_id"])
+            assert isinstance(world.worker.executed[0], RestoreRun)
+            assert world.worker.times(OptimStep) == sum(number % 2 == 0 for number in kept)
+            assert kinds(world, run)[: len(state)] == state
+            first = (await world.alice.pass_(run, 3)).json()["request_id"]
+            assert first != future["request_id"], "a number of long ago is not taken for a new one"
+            assert await world.alice.step(run, 10) == {"metrics": {"step": float(len(state) + 1)}}
+
+    play(scene)
+
+
+async def snapshot_of(world: World, run: str) -> RunSnapshot | None:
+    return await world.services.database.transaction(lambda c: repository.find(c, RunSnapshot, run_id=run))
+
+
+async def payloads(world: World, run: str) -> list[tuple[int, bytes]]:
+    """The number and body of each operation of a run."""
+    query = select(operations.c.seq_id, operations.c.payload).where(operations.c.stream == run)
+    return await world.services.database.transaction(lambda c: [tuple(row) for row in c.execute(query)])

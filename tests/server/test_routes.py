@@ -22,6 +22,7 @@ from .inprocess import MODEL, PROTOBUF, Api, Serve, World, datum, play
 from .key_rows import add
 
 API = "/api/v1"
+OPENAI = ("/v1", "/oai/api/v1")
 
 
 @dataclass(frozen=True)
@@ -138,9 +139,19 @@ REFUSED: dict[str, Requests] = {
     ),
     f"GET {API}/samplers/{{sampler_id}}": lambda theirs, _: [{"sampler_id": theirs.sampler}],
     f"POST {API}/asample": bodies(lambda theirs, _: {"sampling_session_id": theirs.sampler, **SAMPLE}),
+    f"POST {API}/join_sampling_session": bodies(lambda theirs, _: {"sampling_session_id": theirs.sampler}),
     f"POST {API}/retrieve_future": bodies(lambda theirs, _: {"request_id": theirs.request}),
+    f"POST {API}/cancel_future": bodies(lambda theirs, _: {"request_id": theirs.request}),
     "GET /metrics": NOTHING,  # an admin's
 }
+for prefix in OPENAI:
+    REFUSED |= {
+        f"GET {prefix}/models/{{name}}": lambda theirs, _: [{"name": theirs.path}],
+        f"POST {prefix}/completions": bodies(lambda theirs, _: {"model": theirs.path, "prompt": "a"}),
+        f"POST {prefix}/chat/completions": bodies(
+            lambda theirs, _: {"model": theirs.path, "messages": [{"role": "user", "content": "a"}]}
+        ),
+    }
 HOUR = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
 WINDOW = {"starting_on": HOUR.isoformat(), "ending_before": (HOUR + timedelta(hours=2)).isoformat()}
 OWN: dict[str, dict[str, Any]] = {
@@ -152,11 +163,18 @@ OWN: dict[str, dict[str, Any]] = {
     f"POST {API}/auth/token": {},
     f"GET {API}/auth/apikey/me": {},
     f"GET {API}/audit": {},
+    **{f"GET {prefix}/models": {} for prefix in OPENAI},
     f"GET {API}/billing/usage/events": {"params": WINDOW},
     f"GET {API}/billing/usage/checkpoints/current": {},
     f"DELETE {API}/auth/apikey/me": {},  # last: it ends the key
 }
 """These name no object: whoever asks gets an answer, and nothing of anybody else in it."""
+
+
+def kind_of(response: httpx.Response) -> str:
+    """What an error is, as either API names it."""
+    answer = response.json()
+    return str(answer["error"]["code"] if "error" in answer else answer["type"])
 
 
 def routes_of(app: FastAPI) -> set[str]:
@@ -197,7 +215,7 @@ def test_no_route_without_a_good_key(serve: Serve) -> None:
                 for headers in BAD_KEYS:
                     response = await world.alice.http.request(*route.split(), content=b"{}", headers=headers)
                     assert response.status_code == 401, route
-                    assert response.json()["type"] in ("AuthenticationError", "InvalidTokenError")
+                    assert kind_of(response) in ("AuthenticationError", "InvalidTokenError", "invalid_api_key")
                     assert response.headers["www-authenticate"].startswith("Bearer")
             await world.services.started.wait()
             for route in OPEN:
@@ -213,7 +231,7 @@ async def refused_everywhere(world: World, stranger: Api) -> int:
         for request in requests(theirs, mine):
             response = await walk(world.alice.http, route, request, stranger.key)
             assert response.status_code == 403, (route, request, response.text)
-            assert response.json()["type"] == "PermissionDeniedError"
+            assert kind_of(response) in ("PermissionDeniedError", "permission_denied")
             count += 1
     # nothing of this spent a number of either, or left anything
     await world.alice.step(theirs.run, 2)

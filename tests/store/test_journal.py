@@ -52,6 +52,6 @@ def test_pending_and_finished_are_in_order(transact: Transact[Any]) -> None:
         transact(lambda c, s=seq_id, status=status: journal.finish(c, f"a{s}", status, "t", b""))
     pending = [o.request_id for o in transact(journal.pending)]
     assert pending == ["a1", "a3", "b0", "b1", "b2", "b3"]
-    finished = transact(lambda c: journal.finished(c, "a"))
+    finished = transact(lambda c: journal.finished(c, "a", -1))
     assert [(o.seq_id, o.status) for o in finished] == [(0, Status.DONE), (2, Status.FAILED)]
     assert finished[0].payload == b"{}"

@@ -105,6 +105,7 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
             max_batch_tokens=max_batch_tokens,
             max_lora_rank=max_lora_rank,
             max_resident_runs=max_resident_runs,
+            scratch_dir=folder / "scratch",
             gradient_checkpointing=gradient_checkpointing,
             device=device,
             dtype=dtype,

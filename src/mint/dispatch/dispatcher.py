@@ -1,27 +1,26 @@
-"""Where journaled operations go: training to its run's stream, samples straight to the model's worker."""
+"""Where journaled training operations go: each to its run's stream."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 
 from mint.dispatch.fleet import Fleet
-from mint.dispatch.streams import MAX_DEATHS, SUSPECT_DEATHS, Journal, RunStream, Ticket, given_up
-from mint.engine.core import Result, WorkerDiedError
-from mint.errors import MintError
+from mint.dispatch.streams import Journal, RunStream, Ticket
 
 CLOSE_SECONDS = 5.0
 """For the results that have come to be written when the server stops."""
 
 
 class Dispatcher:
-    """The live runs and samples of one server process."""
+    """The live runs of one server process."""
 
-    def __init__(self, fleet: Fleet, journal: Journal, gap_seconds: float) -> None:
+    def __init__(self, fleet: Fleet, journal: Journal, gap_seconds: float, snapshot_seconds: float) -> None:
         self._fleet = fleet
         self._journal = journal
         self._gap_seconds = gap_seconds
+        self._snapshot_seconds = snapshot_seconds
         self._streams: dict[str, tuple[str, RunStream]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         fleet.on_death = self._worker_lost
@@ -34,10 +33,6 @@ class Dispatcher:
         """Go on without an operation that was refused; a stream that is yet to be made learns it from the journal."""
         if run_id in self._streams:
             self._streams[run_id][1].skip(seq_id)
-
-    def sample(self, ticket: Ticket) -> None:
-        """Queue a sample request; samples have no order."""
-        self._start(self._sample(ticket))
 
     def awaits(self, run_id: str, seq_id: int) -> bool:
         """Whether a run can go on with this number and no other."""
@@ -63,7 +58,7 @@ class Dispatcher:
 
     def _stream(self, run_id: str, model: str) -> RunStream:
         if run_id not in self._streams:
-            stream = RunStream(run_id, model, self._fleet, self._journal, self._gap_seconds)
+            stream = RunStream(run_id, model, self._fleet, self._journal, self._gap_seconds, self._snapshot_seconds)
             self._streams[run_id] = model, stream
         return self._streams[run_id][1]
 
@@ -82,22 +77,3 @@ class Dispatcher:
         if run_id in self._streams and self._streams[run_id][1] is stream:
             del self._streams[run_id]
             await stream.close()
-
-    async def _sample(self, ticket: Ticket) -> None:
-        for deaths in range(MAX_DEATHS):
-            async with self._fleet.suspects(ticket.model) if deaths >= SUSPECT_DEATHS else nullcontext():
-                outcome = await self._sample_once(ticket)
-            if outcome is not None:
-                await ticket.finish(outcome)
-                return
-        await ticket.finish(given_up())
-
-    async def _sample_once(self, ticket: Ticket) -> Result | MintError | None:
-        """The outcome, or None if the worker died."""
-        worker = await self._fleet.worker(ticket.model)
-        try:
-            return await worker.execute(ticket.command)
-        except WorkerDiedError:
-            return None
-        except MintError as error:
-            return error

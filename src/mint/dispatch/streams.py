@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mint.dispatch.fleet import Fleet
+from mint.dispatch.snapshots import Snapshots, SnapshotStore
 from mint.engine.core import Command, Result, UnloadRun, Worker, WorkerDiedError
 from mint.errors import BadRequestError, MintError
 
@@ -59,11 +60,11 @@ class History:
     spent: frozenset[int] = frozenset()
 
 
-class Journal(Protocol):
+class Journal(SnapshotStore, Protocol):
     """What recovery reads."""
 
     async def history(self, run_id: str) -> History:
-        """The run's finished operations."""
+        """The run's finished operations, since its snapshot if it has one."""
         ...
 
 
@@ -77,7 +78,9 @@ class RunStream:
     is first tried by itself, and given up only if the worker dies then too.
     """
 
-    def __init__(self, run_id: str, model: str, fleet: Fleet, journal: Journal, gap_seconds: float) -> None:
+    def __init__(
+        self, run_id: str, model: str, fleet: Fleet, journal: Journal, gap_seconds: float, snapshot_seconds: float
+    ) -> None:
         self._run_id = run_id
         self._model = model
         self._fleet = fleet
@@ -95,6 +98,7 @@ class RunStream:
         self._exposed = False
         self._broken: MintError | None = None
         self._gap_timer: asyncio.TimerHandle | None = None
+        self._snapshots = Snapshots(run_id, journal, snapshot_seconds, self._written)
         self._restoring = asyncio.create_task(self._restore())
 
     @property
@@ -148,6 +152,7 @@ class RunStream:
     async def stop(self) -> None:
         """Do nothing more but write the results that have come."""
         self._stopped = True
+        self._snapshots.stop()
         self._settled.set()
         self._restoring.cancel()
         self._stop_gap_timer()
@@ -204,6 +209,7 @@ class RunStream:
         self._exposed = True
         self._sent[ticket.seq_id] = ticket
         answer = asyncio.ensure_future(worker.execute(ticket.command))
+        self._snapshots.follow(ticket.seq_id, ticket.command, worker)
         answer.add_done_callback(lambda done: self._answered(ticket, done))
         return answer
 

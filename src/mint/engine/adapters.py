@@ -62,6 +62,8 @@ class AdapterLayout:
         for group, members in groupby((site for site in sites if trained[site.kind]), key=lambda site: site.group):
             start = self._lay_out(group, list(members), start)
         self.num_parameters = start
+        if not start:
+            raise BadRequestError("this base model has no layers of the kinds to be trained", field="lora_config")
 
     def _lay_out(self, group: int, sites: Sequence[LinearSite], start: int) -> int:
         """Place a group's blocks from `start` on; returns where they end."""

@@ -250,6 +250,14 @@ class SaveState:
 
 
 @dataclass(frozen=True)
+class Snapshot:
+    """As `SaveState`, of a run whose gradients are zero, but what follows does not wait until the files are written."""
+
+    run_id: str
+    directory: Path
+
+
+@dataclass(frozen=True)
 class ExportRevision:
     """Write the weights to `directory`, which is made, or made empty, for it, as the revision `key`."""
 
@@ -296,6 +304,7 @@ TrainingCommand: TypeAlias = (
     | TrainStep
     | ReverseKL
     | SaveState
+    | Snapshot
     | ExportRevision
     | UnloadRun
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mint.engine.adapters import Adapter
 from mint.engine.core import Distilled, Int32Array, ReverseKL, ReverseKLDatum
-from mint.engine.objective import not_finite, overflow
+from mint.engine.loss_refusals import not_finite, overflow
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, pack_shared
+from mint.engine.prefixes import sharing_order
 from mint.models.causal_lm import CausalLM
 from mint.models.logprobs import Rows
 from mint.models.segments import Segment
@@ -83,7 +84,7 @@ class Distillation:
                 raise not_finite(len(self._losses))
             self._losses.append(loss)
         if self.done and not self._run.is_finite:
-            raise overflow()
+            raise overflow({i: float(np.abs(datum.weights).max()) for i, datum in enumerate(self.passes[0].data)})
 
     def undo(self) -> None:
         """Give the run the gradients that it had before."""
@@ -104,7 +105,10 @@ class Distillation:
 
     def _packed(self, adapter: Adapter | None, sequences: Iterable[Int32Array]) -> PackedBatch:
         views = [View(adapter, tokens, self._family(place, tokens)) for place, tokens in enumerate(sequences)]
-        return pack_shared(views, self._model.device)
+        order = sharing_order([view.tokens for view in views])
+        batch = pack_shared([views[place] for place in order], self._model.device)
+        rows = dict(zip(order, batch.rows, strict=True))
+        return replace(batch, rows=[rows[place] for place in range(len(views))])
 
     def _family(self, place: int, tokens: Int32Array) -> object:
         window = self._model.narrowest_window

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
 
+import torch
+
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter
+from mint.engine.constraints import ConstraintCompiler
 from mint.engine.core import (
     Cancel,
     Command,
@@ -25,13 +31,14 @@ from mint.engine.core import (
     LoadState,
     OptimStep,
     Passed,
+    Progress,
     RestoreRun,
     Result,
     ReverseKL,
     RunReady,
     Sample,
-    Saved,
     SaveState,
+    Snapshot,
     Stepped,
     TrainingCommand,
     TrainStep,
@@ -39,8 +46,9 @@ from mint.engine.core import (
     UnloadRun,
 )
 from mint.engine.distillation import Distillation
-from mint.engine.files import fresh_folder, sync_folder
+from mint.engine.files import write_folder
 from mint.engine.generator import Generator
+from mint.engine.residency import LostRunError
 from mint.engine.revisions import RevisionCache
 from mint.engine.scheduler import Passes, Scheduler, Single
 from mint.engine.trainer import PassExecution, Trainer
@@ -49,16 +57,33 @@ from mint.models.causal_lm import CausalLM
 
 logger = logging.getLogger(__name__)
 
-Answer: TypeAlias = tuple[int, Result | MintError]
+FATAL = (LostRunError, torch.AcceleratorError)
+"""After these the process is of no use: it ends, and the server has another compute again what it had."""
+
+Answer: TypeAlias = tuple[int, Result | Progress | MintError]
 
 
 class Engine:
-    """Everything one worker holds: the base model, its runs, its live samples."""
+    """Everything one worker holds: the base model, its runs, its live samples.
 
-    def __init__(self, model: CausalLM, name: str, config: EngineConfig, token_bytes: list[bytes]) -> None:
+    Args:
+        deliver: called with answers that are known between steps, from another thread.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        name: str,
+        config: EngineConfig,
+        token_bytes: list[bytes],
+        constraints: ConstraintCompiler,
+        deliver: Callable[[Answer], None],
+    ) -> None:
+        self._deliver = deliver
+        self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self._scheduler = Scheduler(config.max_batch_tokens, config.max_resident_runs)
         self._trainer = Trainer(model, name, config)
-        self._generator = Generator(model, config, token_bytes)
+        self._generator = Generator(model, config, token_bytes, constraints)
         self._revisions = RevisionCache(model.sites, model.device, config.revision_cache_bytes)
         self._passes: tuple[tuple[int, ...], PassExecution | Distillation] | None = None
         self._first_halves: dict[int, Passed | MintError | None] = {}
@@ -116,6 +141,8 @@ class Engine:
             yield from self._start(work)
         elif isinstance(work.command, ReverseKL):
             yield from self._start_distillation(work.number, work.command)
+        elif isinstance(work.command, Snapshot):
+            yield from self._snapshot(work.number, work.command)
         else:
             yield self._single(work)
 
@@ -131,17 +158,28 @@ class Engine:
                 yield from self._settle(number, NotFoundError(f"run {command.run_id} is not loaded"))
         if members:
             numbers, commands = zip(*members, strict=True)
+            yield from self._begin(numbers, commands)
+
+    def _begin(self, numbers: tuple[int, ...], commands: Sequence[ForwardBackward]) -> Iterator[Answer]:
+        try:
             self._passes = numbers, self._trainer.start(commands)
+        except FATAL:
+            raise
+        except Exception as error:
+            yield from self._retry_alone(numbers, commands, error)
+        else:
             yield from self._advance()
 
     def _start_distillation(self, number: int, command: ReverseKL) -> Iterator[Answer]:
         try:
             reference = self._revisions.get(command.reference) if command.reference else None
             self._passes = (number,), self._trainer.distill(command, reference)
-        except MintError as error:
-            yield number, error
-            return
-        yield from self._advance()
+        except FATAL:
+            raise
+        except Exception as error:
+            yield from self._retry_alone((number,), [command], error)
+        else:
+            yield from self._advance()
 
     def _settle(self, number: int, result: Result | MintError) -> Iterator[Answer]:
         """A pass has its result; that of a `TrainStep` waits for its other half."""
@@ -157,6 +195,8 @@ class Engine:
         numbers, execution = self._passes
         try:
             execution.advance()
+        except FATAL:
+            raise
         except Exception as error:
             execution.undo()
             self._passes = None
@@ -170,7 +210,7 @@ class Engine:
                 yield from self._settle(number, result)
 
     def _retry_alone(
-        self, numbers: tuple[int, ...], passes: Iterable[ForwardBackward | ReverseKL], error: Exception
+        self, numbers: tuple[int, ...], passes: Sequence[ForwardBackward | ReverseKL], error: Exception
     ) -> Iterator[Answer]:
         if len(numbers) == 1:
             if not isinstance(error, MintError):
@@ -180,7 +220,7 @@ class Engine:
             return
         for number, command in zip(numbers, passes, strict=True):
             assert isinstance(command, ForwardBackward), "a distillation runs alone"
-            self._passes = (number,), self._trainer.start([command])
+            yield from self._begin((number,), [command])
             while self._passes is not None:
                 yield from self._advance()
 
@@ -193,12 +233,28 @@ class Engine:
             return work.number, self._execute(work.command)
         except MintError as error:
             return work.number, error
+        except FATAL:
+            raise
         except Exception as error:
-            if isinstance(work.command, OptimStep):
-                raise  # the weights may be stepped in part: only a replay of the journal mends that
             name = type(work.command).__name__
             logger.exception("%s failed", name)
             return work.number, MintError(f"{name} failed in the engine: {error}")
+
+    def _snapshot(self, number: int, command: Snapshot) -> Iterator[Answer]:
+        """Copy the state now; write it, and answer, beside what comes next."""
+        try:
+            write = self._trainer.saver(command.run_id)
+        except NotFoundError as error:
+            yield number, error
+        else:
+            self._files.submit(self._write_snapshot, number, command.directory, write)
+
+    def _write_snapshot(self, number: int, directory: Path, write: Callable[[Path], None]) -> None:
+        try:
+            self._deliver((number, write_folder(directory, write)))
+        except Exception as error:
+            logger.exception("a snapshot was not written")
+            self._deliver((number, MintError(f"the snapshot was not written: {error}")))
 
     def _second_half(self, first: Passed | MintError | None, command: TrainingCommand) -> Passed:
         """The optimizer step of a `TrainStep`, unless its pass has failed."""
@@ -222,20 +278,16 @@ class Engine:
             case OptimStep(run_id, adam):
                 return Stepped(trainer.step(run_id, adam))
             case SaveState(run_id, directory):
-                fresh_folder(directory)
-                trainer.save(run_id, directory)
-                return Saved(sync_folder(directory))
+                return write_folder(directory, trainer.saver(run_id))
             case ExportRevision(run_id, directory, key):
-                fresh_folder(directory)
-                trainer.export(run_id, directory)
-                saved = Saved(sync_folder(directory))
+                saved = write_folder(directory, partial(trainer.export, run_id))
                 self._keep_revision(run_id, key)
                 return saved
             case UnloadRun(run_id):
                 trainer.unload(run_id)
                 return Unloaded()
-            case ForwardBackward() | ReverseKL() | TrainStep():
-                raise AssertionError("passes come in batches")
+            case ForwardBackward() | ReverseKL() | TrainStep() | Snapshot():
+                raise AssertionError("they have ways of their own")
 
     def _keep_revision(self, run_id: str, key: str) -> None:
         """What was exported is likely to be sampled next: keep a copy, which no further step touches."""

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from shutil import rmtree
+
+from mint.engine.core import Saved
 
 
 def fresh_folder(directory: Path) -> None:
     """Make an empty folder; what a worker that died while writing it left there is removed."""
     rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
+
+
+def write_folder(directory: Path, write: Callable[[Path], None]) -> Saved:
+    """Make an empty folder, have `write` fill it, and flush it to the disk."""
+    fresh_folder(directory)
+    write(directory)
+    return Saved(sync_folder(directory))
 
 
 def sync_folder(directory: Path) -> int:

@@ -1,86 +1,39 @@
-"""Generation: requests join and leave the running batch at every step.
+"""Generation: a step computes the next tokens of every running continuation, whatever these are.
 
-A step is either a prefill of waiting prompts or one token for every running sequence. The samples of one
-prompt are prefilled once and share the blocks that the prompt fills. Memory is reserved for a sequence's
-whole length when it is admitted, so a running sequence never has to stop for want of a block.
+One that is past its prompt brings one token, one that is not brings a piece of its prompt. Requests join and leave at
+every step.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections import deque
+import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from typing import TypeAlias
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter
-from mint.engine.core import FloatArray, Int32Array, PromptAnswer, Sample, Sampled, SampledSequence, StopReason
-from mint.engine.kv_cache import BlockAllocator, DecodePlan, KVCache, PrefillPlan
-from mint.engine.packing import adapter_segments, pack, packing_order
-from mint.engine.sampling import draw, uniform
+from mint.engine.constraints import ConstraintCompiler, mask_logits
+from mint.engine.continuations import Continuation, Request
+from mint.engine.core import Progress, Sample, Sampled, StopReason
+from mint.engine.kv_cache import KVCache
+from mint.engine.packing import adapter_segments
+from mint.engine.paged_attention import PagedAttention
+from mint.engine.prompt_scores import PromptScores, is_asked
+from mint.engine.sample_schedule import SampleSchedule, Work
+from mint.engine.sampling import Drawn, draw, top_of
 from mint.errors import BadRequestError, MintError
 from mint.models.causal_lm import CausalLM
-from mint.models.logprobs import Pairs
-from mint.models.segments import Segment
+from mint.models.segments import StackCache
+from mint.models.threads import WIDE
 
+logger = logging.getLogger(__name__)
 
-@dataclass
-class Request:
-    """A sample request on its way: how many of its sequences were admitted, and what has come of them."""
-
-    number: int
-    command: Sample
-    adapter: Adapter | None
-    num_admitted: int = 0
-    finished: dict[int, SampledSequence] = field(default_factory=dict)
-    error: MintError | None = None
-    prompt_logprobs: FloatArray | None = None
-
-    @property
-    def tokens(self) -> Int32Array:
-        """The prompt."""
-        return self.command.prompt
-
-    @property
-    def num_waiting(self) -> int:
-        """Sequences not yet admitted."""
-        return self.command.num_samples - self.num_admitted
-
-    @property
-    def answer(self) -> Sampled | MintError | None:
-        """All sequences, in order, or what went wrong; None while sequences are missing."""
-        if self.error is not None:
-            return self.error
-        if len(self.finished) < self.command.num_samples:
-            return None
-        sequences = tuple(self.finished[i] for i in range(self.command.num_samples))
-        return Sampled(sequences, PromptAnswer(self.prompt_logprobs))
-
-
-@dataclass
-class SampleState:
-    """One sample in progress. `tail`: the last bytes of its text, as far back as a stop string reaches."""
-
-    request: Request
-    index: int
-    blocks: list[int]
-    tokens: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    tail: bytes = b""
-
-    @property
-    def length(self) -> int:
-        """Tokens of prompt and sample."""
-        return len(self.request.tokens) + len(self.tokens)
-
-    @property
-    def ended(self) -> bool:
-        """Whether nothing more is to be drawn for it."""
-        return self.request.error is not None or self.index in self.request.finished
+Answer: TypeAlias = tuple[int, Sampled | Progress | MintError]
 
 
 class Generator:
@@ -88,17 +41,22 @@ class Generator:
 
     Args:
         token_bytes: the bytes of each token of the vocabulary, for stop strings.
+        constraints: of the model's tokenizer.
     """
 
-    def __init__(self, model: CausalLM, config: EngineConfig, token_bytes: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        model: CausalLM,
+        config: EngineConfig,
+        token_bytes: Sequence[bytes],
+        constraints: ConstraintCompiler,
+    ) -> None:
         self._model = model
         self._token_bytes = token_bytes
-        self._max_batch_tokens = config.max_batch_tokens
-        self._max_decode_batch = config.max_decode_batch
-        self._cache = _make_cache(model, config)
-        self._blocks = BlockAllocator(self._cache.num_blocks)
-        self._waiting: deque[Request] = deque()
-        self._running: list[SampleState] = []
+        self._constraints = constraints
+        self._cache = KVCache(model, config)
+        self._schedule = SampleSchedule(config, self._cache.num_blocks, self._cache.block_size)
+        self._stacks = StackCache()
 
     @property
     def capacity_tokens(self) -> int:
@@ -108,13 +66,13 @@ class Generator:
     @property
     def has_work(self) -> bool:
         """Whether `step` would do anything."""
-        return bool(self._waiting or self._running)
+        return self._schedule.has_work
 
     def add(self, number: int, command: Sample, adapter: Adapter | None) -> None:
         """Queue a request; `number` comes back with its result.
 
         Raises:
-            BadRequestError: there is nothing to sample, or the cache could never hold it.
+            BadRequestError: there is nothing to sample, the cache could never hold it, or its constraint cannot be met.
         """
         wanted = len(command.prompt) + command.params.max_tokens
         if min(len(command.prompt), command.num_samples, command.params.max_tokens) < 1:
@@ -125,183 +83,140 @@ class Generator:
                 f"{self.capacity_tokens}",
                 field="sampling_params.max_tokens",
             )
-        self._waiting.append(Request(number, command, adapter))
+        scores = PromptScores(command) if is_asked(command.query) else None
+        constraint = command.params.constraint
+        start = self._constraints.start(constraint) if constraint is not None else None
+        self._schedule.add(Continuation(Request(number, command, adapter, scores, start), 0, command.num_samples - 1))
 
     def cancel(self, number: int) -> None:
-        """Give up a request, if it is still under way; its blocks are free at once."""
-        self._waiting = deque(request for request in self._waiting if request.number != number)
-        for sequence in self._running:
-            if sequence.request.number == number:
-                self._blocks.release(sequence.blocks)
-        self._running = [sequence for sequence in self._running if sequence.request.number != number]
+        """Give up a request, if it is still in progress; its blocks are free at once."""
+        request = self._schedule.find(number)
+        if request is not None:
+            self._schedule.drop(request)
 
     @torch.no_grad()
-    def step(self) -> Iterator[tuple[int, Sampled | MintError]]:
-        """Advance by one batch; yields the requests that this completes."""
-        admitted = self._admit()
-        self._prefill(admitted) if admitted else self._decode()
-        ended = [sequence for sequence in self._running if sequence.ended]
-        self._running = [sequence for sequence in self._running if not sequence.ended]
-        for sequence in ended:
-            self._blocks.release(sequence.blocks)
-        for request in {sequence.request.number: sequence.request for sequence in ended}.values():
-            answer = request.answer
-            if answer is not None:
-                self._forget(request)
-                yield request.number, answer
+    def step(self) -> Iterator[Answer]:
+        """Advance by one batch; yields the requests that this completes, and what streamed ones have drawn."""
+        work = self._schedule.next_work()
+        try:
+            drawing = self._advance(work)
+        except torch.AcceleratorError:
+            raise  # the device is lost to this process
+        except Exception as error:
+            traceback.clear_frames(error.__traceback__)  # they hold the batch's activations
+            self._blame(work, error)
+            drawing = []
+        for continuation in drawing:
+            request = continuation.request
+            if request.command.stream and request.error is None:
+                yield request.number, continuation.progress()
+        for request in self._schedule.settle():
+            yield request.number, request.answer
 
-    def _forget(self, request: Request) -> None:
-        """A request that failed may have sequences that were never admitted: it is then first in line."""
-        if self._waiting and self._waiting[0] is request:
-            self._waiting.popleft()
+    def _advance(self, work: Sequence[Work]) -> list[Continuation]:
+        """Compute chunks; returns the continuations that have drawn a token."""
+        with self._model.stacking(self._stacks):
+            hidden = self._compute(work)
+            self._score_prompts(work, hidden)
+            drawing, rows = self._complete(work)
+            if drawing:
+                self._take(drawing, self._draw(drawing, hidden[torch.tensor(rows, device=hidden.device)]))
+        self._stacks.sweep()
+        return drawing
 
-    # --- admission ------------------------------------------------------------------------------------------
+    def _blame(self, work: Sequence[Work], error: Exception) -> None:
+        """A step failed: its only request is at fault, or it has to be found among several."""
+        requests = list(dict.fromkeys(each.continuation.request for each in work))
+        if len(requests) > 1:
+            self._schedule.suspect(requests)
+            return
+        logger.error("a sample failed by itself", exc_info=error)
+        requests[0].error = error if isinstance(error, MintError) else MintError(f"the sample failed: {error}")
 
-    def _admit(self) -> list[tuple[Request, list[SampleState]]]:
-        """Take sequences from the head of the queue as long as tokens, places and blocks allow."""
-        admitted: list[tuple[Request, list[SampleState]]] = []
-        tokens, places = 0, self._max_decode_batch - len(self._running)
-        while self._waiting and places > 0:
-            request = self._waiting[0]
-            tokens += len(request.tokens)
-            count = min(places, request.num_waiting, self._num_that_fit(request))
-            if count < 1 or (admitted and tokens > self._max_batch_tokens):
-                break
-            admitted.append((request, self._make_sequences(request, count)))
-            places -= count
-            if request.num_waiting == 0:
-                self._waiting.popleft()
-            else:
-                break
-        return admitted
+    # --- the parts of a step --------------------------------------------------------------------------------
 
-    def _num_blocks(self, request: Request) -> tuple[int, int]:
-        """Blocks that all samples of a request share, and blocks that each needs for itself."""
-        size = self._cache.block_size
-        total = -(-(len(request.tokens) + request.command.params.max_tokens) // size)
-        shared = len(request.tokens) // size
-        return shared, total - shared
-
-    def _num_that_fit(self, request: Request) -> int:
-        shared, own = self._num_blocks(request)
-        return (self._blocks.num_free - shared) // own
-
-    def _make_sequences(self, request: Request, count: int) -> list[SampleState]:
-        num_shared, num_own = self._num_blocks(request)
-        shared = self._blocks.take(num_shared)
-        for _ in range(count - 1):
-            self._blocks.hold(shared)
-        first = request.num_admitted
-        request.num_admitted += count
-        own = [self._blocks.take(num_own) for _ in range(count)]
-        self._cache.clear([block for blocks in own for block in blocks])
-        return [SampleState(request, first + place, shared + blocks) for place, blocks in enumerate(own)]
-
-    # --- steps ----------------------------------------------------------------------------------------------
-
-    def _prefill(self, admitted: Sequence[tuple[Request, list[SampleState]]]) -> None:
-        """Run the prompts of `admitted` and draw each sequence's first token."""
-        sequences_of = {request.number: sequences for request, sequences in admitted}
-        requests = packing_order([request for request, _ in admitted])
-        batch = pack(requests, self._model.device)
-        slots = np.concatenate([self._prompt_slots(sequences_of[r.number][0]) for r in requests])
-        plan = PrefillPlan(self._cache, torch.from_numpy(slots).to(self._model.device), batch.plan)
-        hidden = self._model.hidden_states(batch.tokens, batch.positions, plan, batch.segments)
-
-        sequences, last_rows = [], []
-        for request, rows in zip(requests, batch.rows, strict=True):
-            if request.command.query.last and request.prompt_logprobs is None:
-                request.prompt_logprobs = self._prompt_logprobs(request, hidden[rows[0] : rows[-1] + 1])
-            for sequence in sequences_of[request.number]:
-                self._share_partial_block(sequences_of[request.number][0], sequence)
-                sequences.append(sequence)
-                last_rows.append(int(rows[-1]))
-        self._draw(sequences, hidden[torch.tensor(last_rows, device=hidden.device)])
-        self._running.extend(sequences)
-
-    def _decode(self) -> None:
-        """One more token for every running sequence."""
-        sequences = sorted(self._running, key=lambda s: id(s.request.adapter))
+    def _compute(self, work: Sequence[Work]) -> Tensor:
+        """The hidden states (T, E) of all chunks."""
+        if fresh := self._schedule.take_fresh():
+            self._cache.clear(fresh)
         device = self._model.device
-        lengths = torch.tensor([s.length for s in sequences], device=device)
-        width = -(-max(s.length for s in sequences) // self._cache.block_size)
-        tables = torch.tensor([(s.blocks + s.blocks[:1] * width)[:width] for s in sequences], device=device)
-        tokens = torch.tensor([s.tokens[-1] for s in sequences], device=device)
-        plan = DecodePlan(self._cache, tables, lengths)
-        hidden = self._model.hidden_states(tokens, lengths - 1, plan, _segments(sequences))
-        self._draw(sequences, hidden)
+        tokens = torch.cat([torch.from_numpy(c.text(chunk.start, chunk.stop)) for c, chunk in work])
+        positions = torch.cat([torch.arange(chunk.start, chunk.stop) for _, chunk in work])
+        plan = PagedAttention(self._cache, [chunk for _, chunk in work], device)
+        lengths = [chunk.stop - chunk.start for _, chunk in work]
+        segments = adapter_segments([c.request.adapter for c, _ in work], lengths)
+        return self._model.hidden_states(tokens.long().to(device), positions.to(device), plan, segments)
 
-    def _draw(self, sequences: Sequence[SampleState], hidden: Tensor) -> None:
-        """Draw one token for each row of (B, E) hidden states and end the sequences that it completes."""
-        params = [s.request.command.params for s in sequences]
-        noise = uniform([p.seed for p in params], [s.index for s in sequences], [len(s.tokens) for s in sequences])
-        logits = self._model.head.logits(hidden, _segments(sequences))
-        tokens, logprobs = (t.tolist() for t in draw(logits, params, noise))
-        for sequence, token, logprob in zip(sequences, tokens, logprobs, strict=True):
-            sequence.tokens.append(token)
-            sequence.logprobs.append(logprob)
+    def _score_prompts(self, work: Sequence[Work], hidden: Tensor) -> None:
+        """Answer what is asked about prompts of which a piece was computed."""
+        row = 0
+        for continuation, chunk in work:
+            request = continuation.request
+            size = chunk.stop - chunk.start
+            if request.scores is not None:
+                request.scores.add(chunk.start, hidden[row : row + size], self._model.head, request.adapter)
+                if chunk.stop >= len(request.command.prompt):
+                    request.prompt_answer, request.scores = request.scores.answer, None
+            row += size
+
+    def _complete(self, work: Sequence[Work]) -> tuple[list[Continuation], list[int]]:
+        """The continuations that draw now, and the row of each one's last token."""
+        drawing: list[Continuation] = []
+        rows: list[int] = []
+        row = -1
+        for each in work:
+            continuation, chunk = each
+            row += chunk.stop - chunk.start
+            self._schedule.computed(each)
+            if chunk.stop == continuation.num_tokens:
+                fork = self._schedule.fork(continuation)
+                if fork.targets:
+                    self._cache.copy_block(fork.source, fork.targets)
+                drawing += [continuation, *fork.siblings]
+                rows += [row] * (1 + len(fork.siblings))
+        return drawing, rows
+
+    def _draw(self, drawing: Sequence[Continuation], hidden: Tensor) -> Drawn:
+        """One token for each row of (B, E) hidden states."""
+        segments = adapter_segments([c.request.adapter for c in drawing], [1] * len(drawing))
+        logits = self._model.head.logits(hidden, segments)
+        constrained = {row: c.constraint for row, c in enumerate(drawing) if c.constraint is not None}
+        for row, error in mask_logits(logits, constrained).items():
+            drawing[row].request.error = error
+        params = [c.request.command.params for c in drawing]
+        with WIDE:
+            return draw(logits, params, [c.index for c in drawing], [len(c.tokens) for c in drawing])
+
+    def _take(self, drawing: Sequence[Continuation], drawn: Drawn) -> None:
+        """Append what was drawn and end the continuations that it completes."""
+        values = zip(drawn.tokens.tolist(), drawn.logprobs.tolist(), strict=True)
+        for row, (continuation, (token, logprob)) in enumerate(zip(drawing, values, strict=True)):
+            if continuation.request.error is not None:
+                continue
+            continuation.tokens.append(token)
+            continuation.logprobs.append(logprob)
+            if wanted := continuation.request.command.top_logprobs:
+                tokens, logprobs = top_of(drawn.distribution[row : row + 1], wanted)
+                continuation.tops.append((tokens[0], logprobs[0]))
             if not math.isfinite(logprob):
-                sequence.request.error = BadRequestError(
+                continuation.request.error = BadRequestError(
                     "the logits are not finite: these weights have diverged, sample an earlier checkpoint"
                 )
-            reason = self._stop_reason(sequence, token)
-            if reason is not None:
-                sequence.request.finished[sequence.index] = SampledSequence(
-                    np.array(sequence.tokens, np.int32), np.array(sequence.logprobs, np.float32), reason
-                )
+                continue
+            if continuation.constraint is not None:
+                continuation.constraint.accept(token)
+            if (reason := self._stop_reason(continuation, token)) is not None:
+                continuation.finish(reason)
 
-    def _stop_reason(self, sequence: SampleState, token: int) -> StopReason | None:
-        params = sequence.request.command.params
-        if token in params.stop_token_ids:
+    def _stop_reason(self, continuation: Continuation, token: int) -> StopReason | None:
+        params = continuation.request.command.params
+        is_complete = continuation.constraint is not None and continuation.constraint.must_stop
+        if is_complete or token in params.stop_token_ids:
             return "stop"
         if params.stop_bytes:
-            text = sequence.tail + self._token_bytes[token]
+            text = continuation.tail + self._token_bytes[token]
             if any(stop in text for stop in params.stop_bytes):
                 return "stop"
             reach = max(len(stop) for stop in params.stop_bytes) - 1
-            sequence.tail = text[max(0, len(text) - reach) :]
-        return "length" if len(sequence.tokens) == params.max_tokens else None
-
-    # --- helpers --------------------------------------------------------------------------------------------
-
-    def _prompt_slots(self, sequence: SampleState) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        position = np.arange(len(sequence.request.tokens))
-        size = self._cache.block_size
-        return np.asarray(sequence.blocks, np.int64)[position // size] * size + position % size
-
-    def _share_partial_block(self, first: SampleState, other: SampleState) -> None:
-        """The block that the prompt fills in part was written for the first sample; others get a copy."""
-        prompt = len(first.request.tokens)
-        if other is not first and prompt % self._cache.block_size:
-            place = prompt // self._cache.block_size
-            self._cache.copy_block(first.blocks[place], other.blocks[place])
-
-    def _prompt_logprobs(self, request: Request, hidden: Tensor) -> FloatArray:
-        """Float32 (L,): of each prompt token given those before it; NaN for the first."""
-        result = np.full(len(request.tokens), np.nan, np.float32)
-        if len(result) > 1:
-            targets = torch.from_numpy(request.tokens[1:].astype(np.int64)).to(hidden.device)
-            pairs = Pairs(torch.arange(len(targets), device=hidden.device), targets, one_each=True)
-            segments = [Segment(0, len(targets), request.adapter)]
-            result[1:] = self._model.head.logprobs(hidden[:-1], pairs, segments).cpu().numpy()
-        return result
-
-
-def _segments(sequences: Sequence[SampleState]) -> list[Segment]:
-    return adapter_segments([s.request.adapter for s in sequences], [1] * len(sequences))
-
-
-def _make_cache(model: CausalLM, config: EngineConfig) -> KVCache:
-    shape = model.config
-    heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
-    head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
-    token_bytes = 2 * shape.num_hidden_layers * heads * head_dim * model.dtype.itemsize
-    return KVCache(
-        num_layers=shape.num_hidden_layers,
-        num_kv_heads=heads,
-        head_dim=head_dim,
-        num_blocks=config.kv_cache_bytes // (token_bytes * config.kv_block_size),
-        block_size=config.kv_block_size,
-        dtype=model.dtype,
-        device=model.device,
-    )
+            continuation.tail = text[max(0, len(text) - reach) :]
+        return "length" if len(continuation.tokens) == params.max_tokens else None

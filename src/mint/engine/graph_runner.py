@@ -8,38 +8,27 @@ told of that datum.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
+from mint.engine.graph_limits import Meter
 from mint.engine.graph_nodes import Argument, DeviceOf, DTypeOf, EllipsisOf, GraphNode, ListOf, Ref, SliceOf
-from mint.engine.graph_operations import OPERATION_FUNCTIONS, checked_number, equation_operands, is_number
+from mint.engine.graph_operations import OPERATION_FUNCTIONS, checked_number, is_number
 from mint.engine.loss_graph import LossGraph
 from mint.engine.loss_operations import DTYPES, FACTORIES
 from mint.errors import BadRequestError
 
-# A loss may compare all tokens with all, up to 2048 × 2048 elements; and do some hundred things to each token.
-SQUARE = 1 << 22
-LARGEST_FIXED, LARGEST_PER_ELEMENT = 1 << 12, 64
-SUM_FIXED, SUM_PER_ELEMENT, SUM_SQUARES = 1 << 16, 128, 8
-MULTIPLICATIONS_PER_ELEMENT = 64
 REMEMBERED = 1 << 14
-"""Graphs with shapes of their inputs that are remembered to have passed."""
+"""Graphs with shapes of their inputs whose work is remembered."""
 
 FATAL = (torch.OutOfMemoryError, torch.AcceleratorError)
 """Not the graph's fault, or not to be survived."""
 FAILURES = (RuntimeError, TypeError, ValueError, IndexError, ArithmeticError, AttributeError, AssertionError)
 
 DTYPE_OF = {name: getattr(torch, name) for name in DTYPES}
-BATCHED_PRODUCTS = {"operator.matmul", "torch.matmul", "Tensor.matmul"}
-INNER_PRODUCTS = {"torch.nn.functional.linear"} | BATCHED_PRODUCTS
-INNER_PRODUCTS |= {
-    f"{module}.{name}" for module in ("torch", "Tensor") for name in ("mm", "mv", "bmm", "dot", "vdot", "inner")
-}
-OUTER_PRODUCTS = {f"{module}.{name}" for module in ("torch", "Tensor") for name in ("outer", "ger")}
 
 Shapes: TypeAlias = tuple[tuple[tuple[int, ...], torch.dtype], ...]
 
@@ -62,8 +51,7 @@ def run_graph(graph: LossGraph, logprobs: Tensor, inputs: Mapping[str, Tensor]) 
             does not depend on `logprobs`. Names the node.
     """
     others = [_input(inputs, each.name).detach() for each in graph.inputs[1:]]
-    shapes = tuple((tuple(tensor.shape), tensor.dtype) for tensor in (logprobs, *others))
-    _check_shapes(graph, shapes)
+    graph_work(graph, input_shapes(graph, logprobs, inputs))
     with_gradient = torch.is_grad_enabled()
     leaf = logprobs.detach().requires_grad_(with_gradient)
     values = _evaluate(graph, [leaf, *others])
@@ -73,6 +61,16 @@ def run_graph(graph: LossGraph, logprobs: Tensor, inputs: Mapping[str, Tensor]) 
         return loss, metrics
     known: Tensor = _KnownGradient.apply(logprobs, loss.detach(), _gradient(loss, leaf))  # type: ignore[no-untyped-call]
     return known, metrics
+
+
+def input_shapes(graph: LossGraph, logprobs: Tensor, inputs: Mapping[str, Tensor]) -> Shapes:
+    """Of what the graph reads; see `run_graph`.
+
+    Raises:
+        BadRequestError: an input is missing.
+    """
+    tensors = (logprobs, *(_input(inputs, each.name) for each in graph.inputs[1:]))
+    return tuple((tuple(tensor.shape), tensor.dtype) for tensor in tensors)
 
 
 def _input(inputs: Mapping[str, Tensor], name: str) -> Tensor:
@@ -158,7 +156,7 @@ def _evaluate(graph: LossGraph, inputs: Sequence[Tensor], watch: Watch | None = 
         except FAILURES as error:
             raise _failure(node, error) from error
         if watch is not None:
-            watch(node, args, value)
+            watch(node, [*args, *kwargs.values()], value)
         values.append(value)
     return values
 
@@ -202,82 +200,25 @@ def _resolve(argument: Argument, values: Sequence[Any], device: torch.device) ->
 # --- limits -------------------------------------------------------------------------------------------------
 
 
-_passed: set[tuple[str, Shapes]] = set()
+_work: dict[tuple[str, Shapes], int] = {}
 
 
-def _check_shapes(graph: LossGraph, shapes: Shapes) -> None:
-    """Run a graph on the shapes of its inputs alone."""
-    if (graph.digest, shapes) in _passed:
-        return
-    inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in shapes]
-    meter = _Meter(inputs[0].numel(), sum(tensor.numel() for tensor in inputs))
-    with torch.no_grad():
-        values = _evaluate(graph, inputs, meter.watch)
-    _loss(values[graph.output.loss.place])
-    for name, ref in graph.output.metrics:
-        _metric(name, values[ref.place])
-    if len(_passed) >= REMEMBERED:
-        _passed.clear()
-    _passed.add((graph.digest, shapes))
+def graph_work(graph: LossGraph, shapes: Shapes) -> int:
+    """Elements that a graph goes through for inputs of these shapes, logprobs first; it is run on shapes alone.
 
-
-class _Meter:
-    """Counts elements and multiplications against what a datum with so many targets and so many inputs may take."""
-
-    def __init__(self, targets: int, inputs: int) -> None:
-        square = min(targets * targets, SQUARE)
-        self._largest = LARGEST_FIXED + LARGEST_PER_ELEMENT * inputs + square
-        self._sum = SUM_FIXED + SUM_PER_ELEMENT * inputs + SUM_SQUARES * square
-        self._multiplications = MULTIPLICATIONS_PER_ELEMENT * self._sum
-        self._elements = 0
-        self._multiplied = 0
-
-    def watch(self, node: GraphNode, args: Sequence[Any], value: Any) -> None:
-        """Count what a node has made.
-
-        Raises:
-            BadRequestError: it is too much; names the limit.
-        """
-        copied, multiplied = _product_work(node, args, value)
-        sizes = [tensor.numel() for tensor in _tensors(value)]
-        self._elements += sum(sizes) + copied
-        self._multiplied += multiplied
-        self._check(node, "makes a tensor of {} elements", max([copied, *sizes]), self._largest)
-        self._check(node, "brings all tensors to {} elements", self._elements, self._sum)
-        self._check(node, "brings all products to {} multiplications", self._multiplied, self._multiplications)
-
-    def _check(self, node: GraphNode, does: str, count: int, limit: int) -> None:
-        if count > limit:
-            text = f"{does.format(count)}; for this datum at most {limit} are allowed"
-            raise BadRequestError(f"node {node.name!r}, {node.operation}: {text}", field=node.field)
-
-
-def _tensors(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, tuple | list):
-        for item in value:
-            yield from _tensors(item)
-
-
-def _product_work(node: GraphNode, args: Sequence[Any], result: Any) -> tuple[int, int]:
-    """Elements that a product copies before it begins, and its multiplications."""
-    if node.operation == "torch.einsum":
-        equation, operands = equation_operands(*args)
-        letters = equation.partition("->")[0].replace(",", "")
-        lengths = zip(letters, (size for operand in operands for size in operand.shape), strict=True)
-        # the sizes of a letter are equal, or 1
-        return 0, math.prod({letter: size for letter, size in lengths if size != 1}.values())
-    if node.operation in OUTER_PRODUCTS:
-        return 0, result.numel()
-    if node.operation not in INNER_PRODUCTS:
-        return 0, 0
-    left, right = args[:2]
-    inner = left.shape[-1] if left.ndim and right.ndim else 1
-    copied = 0
-    if node.operation in BATCHED_PRODUCTS and max(left.ndim, right.ndim) > 2:
-        # where one of the two is shared by a batch, it is written out for each
-        rows = left.shape[-2] if left.ndim > 1 else 1
-        columns = right.shape[-1] if right.ndim > 1 else 1
-        copied = result.numel() // max(rows * columns, 1) * (rows + columns) * inner
-    return copied, result.numel() * inner
+    Raises:
+        BadRequestError: an operation fails or is too large, or what comes out is no loss. Names the node.
+    """
+    key = graph.digest, shapes
+    if key not in _work:
+        inputs = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in shapes]
+        meter = Meter(inputs[0].numel(), sum(tensor.numel() for tensor in inputs))
+        with torch.no_grad():
+            values = _evaluate(graph, inputs, meter.watch)
+        _loss(values[graph.output.loss.place])
+        for name, ref in graph.output.metrics:
+            _metric(name, values[ref.place])
+        if len(_work) >= REMEMBERED:
+            _work.clear()
+        _work[key] = meter.work
+    return _work[key]

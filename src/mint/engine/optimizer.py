@@ -6,6 +6,7 @@ The arithmetic is `torch.optim.AdamW`'s own, run on the one flat parameter of th
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -24,6 +25,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 LAYOUT_VERSION = 2
 """Of the order of an adapter's factors in its flat buffer, which is that of the moments in the file."""
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run's weights and optimizer state at one moment."""
+
+    adapter: Adapter
+    optimizer: dict[str, Tensor]
+
+    def write(self, directory: Path, base_model: str) -> None:
+        """The adapter in PEFT's format with the optimizer's moments beside it."""
+        save_adapter(self.adapter, directory, base_model)
+        save_file(self.optimizer, directory / OPTIMIZER_FILE)
 
 
 class TrainableAdapter:
@@ -61,9 +75,10 @@ class TrainableAdapter:
 
     def park(self, path: Path) -> None:
         """Write everything to a file, for `unpark` in this process."""
-        gradients = None if self._untouched else self.gradients
+        # copies: a file has all of the memory that a tensor is a view of, and others' runs lie there too
+        gradients = None if self._untouched else self.gradients.clone()
         state = self._optimizer.state.get(self._parameter)
-        content = (self.adapter.layout, self._parameter.detach(), gradients, state, self._parameter.device)
+        content = (self.adapter.layout, self._parameter.detach().clone(), gradients, state, self._parameter.device)
         torch.save(content, path)
 
     @classmethod
@@ -131,14 +146,13 @@ class TrainableAdapter:
         state = self._optimizer.state.get(self._parameter)
         return int(state["step"]) if state else 0
 
-    def save(self, directory: Path, base_model: str) -> None:
-        """Write the adapter in PEFT's format with the optimizer's moments beside it."""
-        save_adapter(self.adapter, directory, base_model)
+    def saved(self) -> SavedRun:
+        """What there is to save, as copies that no further step touches. Gradients are no part of it."""
         state = self._optimizer.state.get(self._parameter) or {}
-        tensors = {name: state[name] for name in MOMENTS if name in state}
+        tensors = {name: state[name].clone() for name in MOMENTS if name in state}
         tensors["step"] = torch.tensor(self.num_steps, dtype=torch.int64)
         tensors["layout"] = torch.tensor(LAYOUT_VERSION, dtype=torch.int64)
-        save_file(tensors, directory / OPTIMIZER_FILE)
+        return SavedRun(Adapter(self.adapter.layout, self.adapter.flat.clone()), tensors)
 
     def _load_optimizer(self, directory: Path) -> None:
         path = directory / OPTIMIZER_FILE

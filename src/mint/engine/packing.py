@@ -5,7 +5,7 @@ Shapes: T tokens of the batch.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol, TypeVar
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mint.engine.adapters import Adapter
 from mint.engine.core import Int32Array, Int64Array
-from mint.engine.prefixes import Node, common_prefix, forest, lexicographic
+from mint.engine.prefixes import MIN_SHARED, common_prefix, sharing_order
 from mint.models.attention import AttentionPlan, PackedCausal, Prefix
 from mint.models.segments import Segment
 
@@ -84,55 +84,86 @@ def pack(items: Sequence[Packable], device: torch.device) -> PackedBatch:
     )
 
 
-def pack_shared(items: Sequence[S], device: torch.device) -> PackedBatch:
-    """Pack `items`, of which those of a family and of an adapter stand together; what a family shares is there once."""
-    packer = _SharedPacker(items)
-    for _, members in groupby(range(len(items)), key=lambda place: items[place].family):
-        family = list(members)
-        for root in forest([items[place].tokens for place in family]):
-            packer.add(root, family, above=[])
-    return packer.packed(device)
+def pack_shared(items: Sequence[Sharable], device: torch.device) -> PackedBatch:
+    """Pack `items`, of which those of an adapter stand together; what one shares with that before it is there once."""
+    layout = _SharedLayout()
+    for item in items:
+        layout.add(item)
+    return layout.packed(device)
 
 
-class _SharedPacker:
-    """Lays nodes out depth first, so that all tokens below a node follow it without a gap."""
+@dataclass(frozen=True)
+class _Branch:
+    """The tokens of a sequence from position `start` on, which lie in the rows from `row` on.
 
-    def __init__(self, items: Sequence[Sharable]) -> None:
-        self._items = items
-        self._tokens: list[Int32Array] = []
-        self._positions: list[Int64Array] = []
-        self._lengths: list[int] = []
-        self._adapters: list[Adapter | None] = []
+    `first` is the first row of the branches that leave the one above at the same place, this one or an earlier one.
+    """
+
+    start: int
+    row: int
+    first: int
+
+
+class _SharedLayout:
+    """Sequences one behind the other, each from where it leaves the one before it; see `mint.engine.prefixes`.
+
+    All rows that see a stretch of a branch, but for the branch's own, follow each other without a gap.
+    """
+
+    def __init__(self) -> None:
+        self.num_tokens = 0
+        self._items: list[Sharable] = []
+        self._rows: list[Int64Array] = []
+        self._starts: list[int] = []
         self._prefixes: list[Prefix] = []
-        self._rows: list[Int64Array] = [np.empty(0, np.int64)] * len(items)
-        self._size = 0
+        self._open: list[_Branch] = []  # the branches of the last item, from the root on
 
-    def add(self, node: Node, family: Sequence[int], above: list[Int64Array]) -> None:
-        """Lay out a node and those below it; `above` has the rows of those above it, `family` the places of its
-        items."""
-        item = self._items[family[node.source]]
-        start = self._size
-        self._size += node.num_tokens
-        self._tokens.append(item.tokens[node.start : node.stop])
-        self._positions.append(np.arange(node.start, node.stop))
-        self._lengths.append(node.num_tokens)
-        self._adapters.append(item.adapter)
-        path = [*above, np.arange(start, self._size)]
-        for member in node.members:
-            self._rows[family[member]] = np.concatenate(path)
-        for child in node.children:
-            self.add(child, family, path)
-        if node.children:
-            self._prefixes.append(Prefix(start, start + node.num_tokens, self._size))
+    def add(self, item: Sharable) -> None:
+        """Lay out what is new of a sequence."""
+        last = self._items[-1] if self._items else None
+        alike = last is not None and last.family == item.family
+        start = self._leave(common_prefix(last.tokens, item.tokens) if last is not None and alike else 0)
+        above = self._rows[-1][:start] if start else np.empty(0, np.int64)
+        first_row, self.num_tokens = self.num_tokens, self.num_tokens + len(item.tokens) - start
+        self._items.append(item)
+        self._starts.append(start)
+        self._rows.append(np.concatenate([above, np.arange(first_row, self.num_tokens)]))
+
+    def _leave(self, shared: int) -> int:
+        """Begin a branch where the next sequence leaves the last one, or a little before; returns that position."""
+        closed: _Branch | None = None
+        while self._open and shared - self._open[-1].start < MIN_SHARED:
+            if closed is not None:
+                self._close(closed)
+            closed = self._open.pop()
+            shared = min(shared, closed.start)
+        first = self.num_tokens
+        if closed is not None and closed.start == shared:
+            first = closed.first
+        elif closed is not None:
+            self._close(closed)
+        self._open.append(_Branch(shared, self.num_tokens, first))
+        return shared
+
+    def _close(self, branch: _Branch) -> None:
+        """Nothing more leaves where `branch` does, from the branch that is now the last one open."""
+        above = self._open[-1]
+        if branch.first < self.num_tokens:
+            stop = above.row + branch.start - above.start
+            self._prefixes.append(Prefix(above.row, stop, branch.first, self.num_tokens))
 
     def packed(self, device: torch.device) -> PackedBatch:
         """The batch, once everything is added."""
+        while len(self._open) > 1:
+            self._close(self._open.pop())
+        new = [(item, start) for item, start in zip(self._items, self._starts, strict=True) if start < len(item.tokens)]
+        lengths = [len(item.tokens) - start for item, start in new]
         return PackedBatch(
-            _to_device(np.concatenate(self._tokens), device),
-            _to_device(np.concatenate(self._positions), device),
-            adapter_segments(self._adapters, self._lengths),
+            _to_device(np.concatenate([item.tokens[start:] for item, start in new]), device),
+            _to_device(np.concatenate([np.arange(start, len(item.tokens)) for item, start in new]), device),
+            adapter_segments([item.adapter for item, _ in new], lengths),
             self._rows,
-            PackedCausal(self._lengths, self._prefixes),
+            PackedCausal(lengths, self._prefixes),
         )
 
 
@@ -152,28 +183,33 @@ def adapter_segments(adapters: Sequence[Adapter | None], lengths: Sequence[int])
     return segments
 
 
-def micro_batches(items: Sequence[S], max_tokens: int) -> Iterator[list[S]]:
-    """Cut `items`, whose families stand together, into batches of at most `max_tokens` tokens that are computed.
+def micro_batches(items: Sequence[S], max_tokens: int, load: Callable[[S], float]) -> Iterator[list[S]]:
+    """Cut `items`, whose families stand together, into batches of at most `max_tokens` computed tokens and a load of 1.
 
-    Sequences that share the most go into the same batch. A single longer sequence has a batch to itself.
+    Sequences that share the most go into the same batch. One that is more has a batch to itself, with what is no more
+    than a beginning of it.
+
+    Args:
+        load: of an item, what it takes of a batch's work and memory beside its tokens'; 1 is all of it.
     """
     batch: list[S] = []
-    size = 0
-    for item, shared in _with_shared(items):
-        if batch and size + len(item.tokens) - shared > max_tokens:
+    layout, loaded = _SharedLayout(), 0.0
+    for item in in_sharing_order(items):
+        before = layout.num_tokens
+        layout.add(item)
+        loaded += load(item)
+        if batch and (before < layout.num_tokens > max_tokens or loaded > 1):
             yield batch
-            batch, size = [item], len(item.tokens)
-        else:
-            batch.append(item)
-            size += len(item.tokens) - shared
+            batch, layout, loaded = [], _SharedLayout(), load(item)
+            layout.add(item)
+        batch.append(item)
     if batch:
         yield batch
 
 
-def _with_shared(items: Sequence[S]) -> Iterator[tuple[S, int]]:
-    """Each item and how many tokens it shares with the one before it, family by family."""
+def in_sharing_order(items: Sequence[S]) -> Iterator[S]:
+    """The items of each family, which stand together, such that what they share need be there once."""
     for _, members in groupby(items, key=lambda item: item.family):
         family = list(members)
-        ordered = [family[place] for place in lexicographic([item.tokens for item in family])]
-        for before, item in zip([None, *ordered], ordered, strict=False):
-            yield item, common_prefix(before.tokens, item.tokens) if before is not None else 0
+        for place in sharing_order([item.tokens for item in family]):
+            yield family[place]

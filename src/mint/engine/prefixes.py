@@ -1,13 +1,16 @@
-"""Sequences that begin alike, as a forest: what several share is there once.
+"""Sequences that begin alike, in an order in which what they share need be there once.
 
-A group of completions of one prompt is a root, the prompt, with the completions as its leaves; the turns of a
-conversation are a chain. Every node is a stretch of tokens that attends to itself and to the nodes above it.
+Such sequences are a tree, and the order walks it depth first: then every sequence leaves the one before it at one
+place, and only the tokens from there on are new. They are a branch, which attends to itself and to the branches that it
+grew from. Where the tree forks, the side with the most tokens comes first and goes on as the branch that it is on; so a
+token is log2(tokens) branches away from the root at most, however often its sequence forks on the way. The turns of a
+conversation, each of which ends or turns aside somewhere along the longest, are one branch with twigs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -15,33 +18,51 @@ import numpy as np
 from mint.engine.core import Int32Array
 
 MIN_SHARED = 16
-"""Tokens that a node must save; for fewer, another block of attention costs more than they do."""
-
-MAX_DEPTH = 32
-"""Nodes above each other: each is one more block of attention for the tokens below it."""
+"""Tokens that a block of attention must save; for fewer it costs more than they do."""
 
 
 @dataclass
-class Node:
-    """Tokens start ≤ t < stop of sequence `source`, which is one of those that go through it."""
+class _Subtree:
+    """Sequences in the order of the walk, and how many different tokens they have from the root on."""
 
-    source: int
-    start: int
-    stop: int
-    children: list[Node] = field(default_factory=list)
-    members: list[int] = field(default_factory=list)
-    """Sequences that end here."""
-
-    @property
-    def num_tokens(self) -> int:
-        """Of this node alone."""
-        return self.stop - self.start
+    order: list[int]
+    num_tokens: int
 
 
-def lexicographic(sequences: Sequence[Int32Array]) -> list[int]:
-    """The order in which sequences that share the most stand next to each other."""
+@dataclass
+class _Fork:
+    """Subtrees that have their first `shared` tokens in common, and no more."""
+
+    shared: int
+    subtrees: list[_Subtree]
+
+    def joined(self) -> _Subtree:
+        """The largest first, then those of equal lengths side by side."""
+        *others, largest = sorted(self.subtrees, key=lambda subtree: subtree.num_tokens)
+        subtrees = [largest, *others] if self.shared else [*others, largest]
+        first, *rest = subtrees
+        for subtree in rest:
+            first.order.extend(subtree.order)
+            first.num_tokens += subtree.num_tokens - self.shared
+        return first
+
+
+def sharing_order(sequences: Sequence[Int32Array]) -> list[int]:
+    """The order of the walk, for one sequence or more."""
     keys = [tokens.astype(">i4").tobytes() for tokens in sequences]
-    return sorted(range(len(sequences)), key=keys.__getitem__)
+    alphabetic = sorted(range(len(sequences)), key=keys.__getitem__)
+    shared = [common_prefix(sequences[a], sequences[b]) for a, b in pairwise(alphabetic)]
+    forks: list[_Fork] = []  # that may get further subtrees, each shares more than the one before it
+    for index, with_next in zip(alphabetic, [*shared, -1], strict=True):
+        subtree = _Subtree([index], len(sequences[index]))
+        while forks and forks[-1].shared > with_next:
+            forks[-1].subtrees.append(subtree)
+            subtree = forks.pop().joined()
+        if forks and forks[-1].shared == with_next:
+            forks[-1].subtrees.append(subtree)
+        else:
+            forks.append(_Fork(with_next, [subtree]))
+    return forks[0].subtrees[0].order
 
 
 def common_prefix(a: Int32Array, b: Int32Array) -> int:
@@ -50,41 +71,3 @@ def common_prefix(a: Int32Array, b: Int32Array) -> int:
     differ = np.flatnonzero(a[:length] != b[:length])
     common = int(differ[0]) if len(differ) else length
     return common if common >= MIN_SHARED else 0
-
-
-def forest(sequences: Sequence[Int32Array]) -> list[Node]:
-    """The roots that hold all sequences; equal lengths stand side by side."""
-    order = lexicographic(sequences)
-    shared = [common_prefix(sequences[a], sequences[b]) for a, b in pairwise(order)]
-    return _split(sequences, order, shared, depth=0, level=0)
-
-
-def _split(
-    sequences: Sequence[Int32Array], order: Sequence[int], shared: Sequence[int], depth: int, level: int
-) -> list[Node]:
-    """Nodes for `order`, whose sequences are equal up to `depth`; `shared[i]` is what order[i] and order[i + 1]
-    share."""
-    nodes = []
-    for first, stop in _alike(shared, len(order), depth + MIN_SHARED if level < MAX_DEPTH else None):
-        source = order[first]
-        if stop - first == 1:
-            nodes.append(Node(source, depth, len(sequences[source]), members=[source]))
-            continue
-        bottom = min(shared[first : stop - 1])
-        node = Node(source, depth, bottom)
-        # those that end here stand first: nothing shorter begins like this
-        node.members = [index for index in order[first:stop] if len(sequences[index]) == bottom]
-        below = first + len(node.members)
-        if below < stop:
-            node.children = _split(sequences, order[below:stop], shared[below : stop - 1], bottom, level + 1)
-        nodes.append(node)
-    return sorted(nodes, key=lambda node: (bool(node.children), node.num_tokens))
-
-
-def _alike(shared: Sequence[int], count: int, least: int | None) -> Iterator[tuple[int, int]]:
-    """Stretches of neighbours that share at least `least` tokens; None keeps everything apart."""
-    first = 0
-    for place in range(1, count + 1):
-        if place == count or least is None or shared[place - 1] < least:
-            yield first, place
-            first = place

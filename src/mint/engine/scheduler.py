@@ -6,7 +6,7 @@ Rules, in this order:
    may share a batch; passes of different runs always may, if they are of one kind.
 2. Runs take turns: the run at the head of the line starts the batch, and goes to the end of the line.
 3. Training and sampling get equal time while both have work; neither is charged for time in which the other
-   was idle.
+   was idle. What one is ahead by stays over a pause, so that samples which come one by one get their half too.
 """
 
 from __future__ import annotations
@@ -66,7 +66,6 @@ class Scheduler:
         """Whose turn it is, given who has work."""
         self._contended = training and sampling
         if not self._contended:
-            self._seconds = {"training": 0.0, "sampling": 0.0}
             return "training" if training else "sampling" if sampling else None
         return min(self._seconds, key=lambda side: self._seconds[side])
 

@@ -6,10 +6,12 @@ pass goes; datums of different runs share a batch and nothing else.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import Generic, TypeVar
+from urllib.parse import quote
 
 import torch
 
@@ -18,11 +20,16 @@ from mint.engine.adapters import Adapter, save_adapter
 from mint.engine.core import AdamParams, FloatArray, ForwardBackward, LoraShape, Passed, ReverseKL
 from mint.engine.corrections import batch_scale
 from mint.engine.distillation import Distillation
-from mint.engine.objective import BatchObjective, Item, Survey, Tally, combined, overflow
+from mint.engine.loads import check_pass_work, loss_load
+from mint.engine.loss_parts import Item, Survey, Tally
+from mint.engine.loss_refusals import overflow
+from mint.engine.objective import BatchObjective, combined
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, micro_batches, pack_shared
-from mint.engine.residency import Residents
+from mint.engine.residency import LostRunError, Residents
 from mint.models.causal_lm import CausalLM
+
+T = TypeVar("T")
 
 
 class Trainer:
@@ -32,7 +39,8 @@ class Trainer:
         self._model = model
         self._name = name
         self._max_batch_tokens = config.max_batch_tokens
-        self._runs = Residents(config.max_resident_runs)
+        folder = config.scratch_dir / quote(name, safe="") if config.scratch_dir is not None else None
+        self._runs = Residents(config.max_resident_runs, folder)
 
     def create(self, run_id: str, shape: LoraShape) -> LoraShape:
         """Make a run with a fresh adapter."""
@@ -66,12 +74,20 @@ class Trainer:
         return run_id in self._runs
 
     def step(self, run_id: str, params: AdamParams) -> dict[str, float]:
-        """One optimizer step; see `TrainableAdapter.step`."""
-        return self.run(run_id).step(params)
+        """One optimizer step; see `TrainableAdapter.step`.
 
-    def save(self, run_id: str, directory: Path) -> None:
-        """Write a training checkpoint."""
-        self.run(run_id).save(directory, self._name)
+        Raises:
+            LostRunError: it failed when it may have changed some of the weights.
+        """
+        run = self.run(run_id)
+        try:
+            return run.step(params)
+        except Exception as error:
+            raise LostRunError(f"the optimizer step of run {run_id} failed: {error}") from error
+
+    def saver(self, run_id: str) -> Callable[[Path], None]:
+        """A function that writes the run's state of this moment to a folder, as a training checkpoint."""
+        return partial(self.run(run_id).saved().write, base_model=self._name)
 
     def export(self, run_id: str, directory: Path) -> None:
         """Write the weights alone, as a revision."""
@@ -100,7 +116,7 @@ class Trainer:
         """Begin a reverse-KL pass.
 
         Raises:
-            NotFoundError: the run is not resident.
+            NotFoundError: there is no such run.
         """
         return Distillation(self._model, self.run(command.run_id), command, reference, self._max_batch_tokens)
 
@@ -132,29 +148,34 @@ class PassExecution:
         self._marks = [] if self._forward_only else [(run, run.mark()) for run in runs]
         self._tallies = [Tally() for _ in passes]
         self._logprobs: dict[tuple[int, int], FloatArray] = {}
-        parts = list(micro_batches(items, max_tokens))
-        self._parts = deque(parts)
+        self._slopes: dict[int, float] = {}  # by datum; it is asked for when there is one pass
         self._normalised = {owner for owner, command in enumerate(passes) if _is_normalised(command)}
-        self._to_survey = deque(part for part in parts if self._normalised.intersection(item.owner for item in part))
+
+        def cut() -> Iterator[list[Item]]:
+            return micro_batches(items, max_tokens, lambda item: loss_load(passes[item.owner], item.datum, max_tokens))
+
+        surveyed = cut() if self._normalised else iter(())
+        self._to_survey = _Ahead(part for part in surveyed if any(item.owner in self._normalised for item in part))
+        self._parts = _Ahead(cut())
         self._surveys: dict[int, list[Survey]] = {}
         self._weight_scales: dict[int, float] = {}
 
     @property
     def done(self) -> bool:
         """Whether every micro-batch has run."""
-        return not self._parts
+        return self._parts.is_empty
 
     def advance(self) -> None:
         """Forward, losses and backward of the next micro-batch.
 
         Raises:
-            BadRequestError: a datum has no finite loss, its custom loss fails, or gradients are not finite. `undo`
-                takes back what was added.
+            BadRequestError: a datum has no finite loss, its custom loss fails or is too much, or gradients are not
+                finite. `undo` takes back what was added.
         """
-        if self._to_survey:
-            self._survey(self._to_survey.popleft())
+        if not self._to_survey.is_empty:
+            self._survey(self._to_survey.take())
             return
-        objective, batch = self._prepared(self._parts.popleft())
+        objective, batch = self._prepared(self._parts.take())
         if self._forward_only:
             logprobs = self._logprobs_of(batch, objective)
             objective.evaluate(logprobs)
@@ -165,10 +186,18 @@ class PassExecution:
             logprobs = self._model.backward(batch.tokens, batch.positions, batch.plan, batch.segments, head_pass)
         for owner, tally in objective.tallies():
             self._tallies[owner].add(tally)
-        if self.done and not all(run.is_finite for run, _ in self._marks):
-            raise overflow()
+            check_pass_work(self._tallies[owner].work)
+        self._check_gradients(objective)
         for item, values in objective.by_datum(logprobs):
             self._logprobs[item.owner, item.index] = values
+
+    def _check_gradients(self, objective: BatchObjective) -> None:
+        if self._forward_only:
+            return
+        for item, slope in objective.slopes():
+            self._slopes[item.index] = slope
+        if self.done and not all(run.is_finite for run, _ in self._marks):
+            raise overflow(self._slopes)
 
     def undo(self) -> None:
         """Give the runs the gradients that they had before."""
@@ -188,7 +217,7 @@ class PassExecution:
         objective, batch = self._prepared(items)
         for owner, survey in objective.survey(self._logprobs_of(batch, objective)):
             self._surveys.setdefault(owner, []).append(survey)
-        if not self._to_survey:
+        if self._to_survey.is_empty:
             for owner in self._normalised:
                 config, whole = self.passes[owner].rollout_correction, combined(self._surveys[owner])
                 assert config is not None
@@ -205,6 +234,22 @@ class PassExecution:
         metrics["num_tokens:sum"] = float(command.num_tokens)
         metrics |= {name: tally.sums[name] / (tally.counts[name] or 1.0) for name in tally.sums}
         return Passed(tuple(self._logprobs[owner, index] for index in range(count)), metrics)
+
+
+class _Ahead(Generic[T]):
+    """Items of an iterator, which are made as late as it can be told whether there are more."""
+
+    def __init__(self, items: Iterable[T]) -> None:
+        self._items = iter(items)
+        self._next = list(islice(self._items, 1))
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._next
+
+    def take(self) -> T:
+        (item,), self._next = self._next, list(islice(self._items, 1))
+        return item
 
 
 def _is_normalised(command: ForwardBackward) -> bool:

@@ -13,17 +13,19 @@ import os
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Thread
+from threading import Lock, Thread
 from typing import TypeAlias
 
 import torch
 
 from mint.config import EngineConfig, ModelSource
 from mint.engine import channel
+from mint.engine.constraints import ConstraintCompiler
 from mint.engine.core import Command, ModelInfo
-from mint.engine.engine import Engine
+from mint.engine.engine import Answer, Engine
 from mint.errors import MintError, ModelLoadError
 from mint.models.loading import load, load_tokenizer, locate, stop_token_ids
 from mint.models.token_bytes import token_bytes
@@ -36,8 +38,10 @@ Message: TypeAlias = tuple[int, Command]
 Inbox: TypeAlias = "SimpleQueue[Message | None]"
 
 
-def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, ModelInfo]:
-    """Load a model and everything around it.
+def build_engine(
+    source: ModelSource, config: EngineConfig, deliver: Callable[[Answer], None]
+) -> tuple[Engine, ModelInfo]:
+    """Load a model and everything around it; for `deliver` see `Engine`.
 
     Raises:
         ModelLoadError: the model cannot be found or cannot be served.
@@ -47,7 +51,9 @@ def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, Mod
     model = load(location, *_placement(config), checkpointing=config.gradient_checkpointing)
     tokenizer = load_tokenizer(location)
     vocab_size, max_context_length = model.config.vocab_size, model.config.max_position_embeddings
-    engine = Engine(model, source.name, config, token_bytes(tokenizer, vocab_size))
+    ends = stop_token_ids(location, model.config, tokenizer)
+    constraints = ConstraintCompiler(tokenizer, vocab_size, ends)
+    engine = Engine(model, source.name, config, token_bytes(tokenizer, vocab_size), constraints, deliver)
     info = ModelInfo(
         name=source.name,
         tokenizer=str(folder) if Path(location).is_dir() else location,
@@ -55,7 +61,7 @@ def build_engine(source: ModelSource, config: EngineConfig) -> tuple[Engine, Mod
         vocab_size=vocab_size,
         max_context_length=max_context_length,
         max_sample_length=min(max_context_length, engine.sample_capacity),
-        stop_token_ids=stop_token_ids(location, model.config, tokenizer),
+        stop_token_ids=ends,
         max_lora_rank=config.max_lora_rank,
         num_parameters=model.num_parameters,
     )
@@ -79,31 +85,37 @@ def _placement(config: EngineConfig) -> tuple[torch.dtype, torch.device]:
 def run(connection: socket.socket) -> None:
     """Serve one server process until it closes the connection."""
     source, config = channel.receive(connection)
+    sending = Lock()
+
+    def send(message: object) -> None:
+        with sending:
+            connection.sendall(channel.encode(message))
+
     if config.num_threads:
         torch.set_num_threads(config.num_threads)
     try:
-        engine, info = build_engine(source, config)
+        engine, info = build_engine(source, config, send)
     except MintError as error:
-        connection.sendall(channel.encode(error))
+        send(error)
         return
-    connection.sendall(channel.encode(info))
+    send(info)
     gc.collect()
     gc.freeze()  # the model's modules live as long as the process: no later collection need look at them
     inbox: Inbox = SimpleQueue()
     Thread(target=_receive_all, args=(connection, inbox), daemon=True).start()
-    while _submit_new(engine, inbox, connection):
+    while _submit_new(engine, inbox, send):
         for answer in engine.step():
-            connection.sendall(channel.encode(answer))
+            send(answer)
 
 
-def _submit_new(engine: Engine, inbox: Inbox, connection: socket.socket) -> bool:
+def _submit_new(engine: Engine, inbox: Inbox, send: Callable[[Answer], None]) -> bool:
     """Queue what has arrived, waiting for something if the engine is idle; False when the server has gone."""
     while not engine.has_work or not inbox.empty():
         message = inbox.get()
         if message is None:
             return False
         for answer in engine.submit(*message):
-            connection.sendall(channel.encode(answer))
+            send(answer)
     return True
 
 

@@ -20,6 +20,7 @@ from transformers import AttentionInterface
 
 from mint.models import flash
 from mint.models.flash import Answer, Attend, Block, Ragged
+from mint.models.threads import WIDE
 
 ATTENTION_NAME = "mint"
 
@@ -34,10 +35,11 @@ class AttentionPlan(Protocol):
 
 @dataclass(frozen=True)
 class Prefix:
-    """Tokens start ≤ t < stop of a batch, which all tokens from stop up to `end` see as well as themselves."""
+    """Tokens start ≤ t < stop of a batch, which all tokens first ≤ t < end, of other stretches, see as well."""
 
     start: int
     stop: int
+    first: int
     end: int
 
     @property
@@ -48,7 +50,7 @@ class Prefix:
     @property
     def below(self) -> slice:
         """Those that see it."""
-        return slice(self.stop, self.end)
+        return slice(self.first, self.end)
 
     def block(self, query: Tensor, key: Tensor, value: Tensor) -> Block:
         """The queries below it and its own keys and values."""
@@ -133,10 +135,14 @@ class _PackedAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, plan: PackedCausal, how: Attend) -> Tensor:
-        out, lse = plan.forward(Block(query, key, value), how)
-        for prefix in plan.prefixes:
-            answer = flash.forward(prefix.block(query, key, value), how._replace(causal=False))
-            _merge(out[prefix.below], lse[prefix.below], answer.out[0], answer.lse[0])
+        with WIDE:
+            out, lse = plan.forward(Block(query, key, value), how)
+            if plan.prefixes:
+                out = out.float()  # rounded once, and not at every level
+            for prefix in plan.prefixes:
+                answer = flash.forward(prefix.block(query, key, value), how._replace(causal=False))
+                merge(out[prefix.below], lse[prefix.below], answer.out[0], answer.lse[0])
+            out = out.to(query.dtype)
         ctx.save_for_backward(query, key, value, out, lse)
         ctx.plan, ctx.how = plan, how
         return out
@@ -146,14 +152,15 @@ class _PackedAttention(torch.autograd.Function):
         (grad,) = grads
         query, key, value, out, lse = ctx.saved_tensors
         plan: PackedCausal = ctx.plan
-        grad_q, grad_k, grad_v = plan.backward(grad, Block(query, key, value), Answer(out, lse), ctx.how)
-        for prefix in plan.prefixes:
-            answer = Answer(out[None, prefix.below], lse[None, prefix.below])
-            block = prefix.block(query, key, value)
-            q, k, v = flash.backward(grad[None, prefix.below], block, answer, ctx.how._replace(causal=False))
-            grad_q[prefix.below] += q[0]
-            grad_k[prefix.own] += k[0]
-            grad_v[prefix.own] += v[0]
+        with WIDE:
+            grad_q, grad_k, grad_v = plan.backward(grad, Block(query, key, value), Answer(out, lse), ctx.how)
+            for prefix in plan.prefixes:
+                answer = Answer(out[None, prefix.below], lse[None, prefix.below])
+                block = prefix.block(query, key, value)
+                q, k, v = flash.backward(grad[None, prefix.below], block, answer, ctx.how._replace(causal=False))
+                grad_q[prefix.below] += q[0]
+                grad_k[prefix.own] += k[0]
+                grad_v[prefix.own] += v[0]
         return grad_q, grad_k, grad_v, None, None
 
 
@@ -163,11 +170,11 @@ def _joined(pieces: Sequence[Tensor]) -> Tensor:
     return flat[0] if len(flat) == 1 else torch.cat(flat)
 
 
-def _merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
-    """Take another block of keys into (n, H, D) outputs and their (n, H) log-sum-exp, in place."""
+def merge(out: Tensor, lse: Tensor, other_out: Tensor, other_lse: Tensor) -> None:
+    """Take another block of keys into float32 (n, H, D) outputs and their (n, H) log-sum-exp, in place."""
     total = torch.logaddexp(lse, other_lse)
-    out.mul_((lse - total).exp_()[..., None].to(out.dtype))
-    out.add_(other_out * (other_lse - total).exp_()[..., None].to(out.dtype))
+    out.mul_((lse - total).exp_()[..., None])
+    out.add_(other_out * (other_lse - total).exp_()[..., None])
     lse.copy_(total)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, TypeGuard
 
@@ -14,12 +15,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from mint.errors import ModelLoadError
 from mint.models.attention import AttentionPlan
-from mint.models.experts import EXPERTS_NAME, adapt_experts, is_experts
+from mint.models.experts import NUM_EXPERTS, adapt_experts, is_experts, use_adapted_experts
 from mint.models.logprobs import UnembeddingHead
 from mint.models.lora import LinearGroup, LinearSite, LoraLinear, SiteKind
 from mint.models.norms import replace_norms
 from mint.models.products import PACKED_BYTES, can_pack
-from mint.models.segments import ActiveSegments, Segment
+from mint.models.segments import ActiveSegments, Segment, StackCache
 from mint.models.threads import Threads
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
@@ -52,7 +53,9 @@ class CausalLM:
         packed = _is_worth_packing(model)
         self.sites: tuple[LinearSite, ...] = tuple(_adapt(model, self._active, packed=packed))
         unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._threads = Threads(2 * self.num_parameters / len(self.sites))
+        self._threads = Threads(
+            2 * self.num_parameters / len(self.sites), self.config.get_text_config(decoder=True).hidden_size
+        )
         self.head = UnembeddingHead(unembedding, self.sites[-1].group, self._active, packed=packed)
 
     @property
@@ -64,6 +67,10 @@ class CausalLM:
     def dtype(self) -> torch.dtype:
         """Of the weights and activations."""
         return next(self._decoder.parameters()).dtype
+
+    def stacking(self, stacks: StackCache) -> AbstractContextManager[None]:
+        """See `ActiveSegments.stacking`."""
+        return self._active.stacking(stacks)
 
     def hidden_states(
         self, tokens: Tensor, positions: Tensor, plan: AttentionPlan, segments: Sequence[Segment]
@@ -145,7 +152,9 @@ def _adapt(model: PreTrainedModel, active: ActiveSegments, *, packed: bool) -> I
             index, last = site.index + 1, site.group
         group = last + 1
     if experts:
-        model.config._experts_implementation = EXPERTS_NAME
+        use_adapted_experts(model)
+    elif any(getattr(model.config, field, None) for field in NUM_EXPERTS):
+        raise ModelLoadError(f"{type(model).__name__} has experts of a kind that is not served")
     yield _site(index, next(name for name, module in modules.items() if module is unembedding), unembedding, group)
 
 

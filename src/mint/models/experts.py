@@ -9,10 +9,12 @@ Shapes: T tokens, k experts for each, n tokens of one expert, E hidden size, I i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
 
 from mint.errors import ModelLoadError
@@ -20,6 +22,10 @@ from mint.models.lora import FrozenGroup, LinearSite
 from mint.models.segments import ActiveSegments, select
 
 EXPERTS_NAME = "mint"
+
+NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
+"""Fields of configurations that say how many experts a layer has."""
+
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 """Of one expert, by the names that PEFT and others give them where experts are modules."""
 
@@ -48,10 +54,15 @@ class AdaptedExperts:
     def __call__(self, hidden: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """(T, E), the experts of each token int64 (T, k), and their weights (T, k) → (T, E)."""
         result = torch.zeros_like(hidden)
-        for expert in torch.unique(chosen).tolist():
-            rows, place = torch.where(chosen == expert)
-            out = self._expert(expert, hidden[rows], rows)
-            result = result.index_add(0, rows, (out * weights[rows, place, None]).to(result.dtype))
+        # stable: the tokens of an expert stay in ascending order
+        order = chosen.flatten().argsort(stable=True)
+        counts = chosen.flatten().bincount(minlength=len(self._up)).tolist()
+        weights = weights.flatten()
+        for expert, places in enumerate(torch.split(order, counts)):
+            if len(places):
+                rows = places // chosen.shape[1]
+                out = self._expert(expert, hidden[rows], rows)
+                result.index_add_(0, rows, (out * weights[places, None]).to(result.dtype))
         return result
 
     def _expert(self, expert: int, x: Tensor, rows: Tensor) -> Tensor:
@@ -99,6 +110,22 @@ def adapt_experts(
 def is_experts(module: nn.Module) -> bool:
     """Whether a module is one that dispatches through the experts interface."""
     return hasattr(module, "_apply_gate") and hasattr(module, "down_proj")
+
+
+@contextmanager
+def eager_experts(model: PreTrainedModel) -> Iterator[None]:
+    """Run the body with transformers' plain implementation of experts."""
+    before = model.config._experts_implementation
+    model.config._experts_implementation = "eager"
+    try:
+        yield
+    finally:
+        model.config._experts_implementation = before
+
+
+def use_adapted_experts(model: PreTrainedModel) -> None:
+    """From now on experts run as `adapt_experts` left them."""
+    model.config._experts_implementation = EXPERTS_NAME
 
 
 def experts_forward(module: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

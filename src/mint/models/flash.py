@@ -8,13 +8,16 @@ Shapes: C independent blocks, n queries, m keys, H query heads, K key/value head
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+WINDOW_QUERIES = 256
+"""Queries that attend within a sliding window at a time; as many as the window is wide, if that is wider."""
 
 HALF_TYPES = (torch.bfloat16, torch.float16)
 """What the fused operator of CUDA takes."""
@@ -72,12 +75,33 @@ def forward(block: Block, how: Attend) -> Answer:
         sides = [Ragged.of([t.shape[1]] * count, t.device) for t in block[:2]]
         flat = ragged_forward(Block(*(t.flatten(0, 1) for t in block)), sides[0], sides[1], how)
         return Answer(*(t.view(count, -1, *t.shape[1:]) for t in flat))
-    mask = _mask(block, how)
+    window = how.narrow(block.key.shape[1])
+    if window is None:
+        return _forward(block, how)
+    pieces = [
+        forward_masked(Block(block.query[:, q], block.key[:, k], block.value[:, k]), mask, how.scale)
+        for q, k, mask in _windows(block, window)
+    ]
+    return Answer(*(torch.cat(parts, dim=1) for parts in zip(*pieces, strict=True)))
+
+
+def additive(seen: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask that `forward_masked` adds to scores: 0 where `seen`, −∞ elsewhere."""
+    return torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, -torch.inf)
+
+
+def forward_masked(block: Block, mask: Tensor, scale: float) -> Answer:
+    """Softmax attention within each block under an additive mask (C or 1, n, m), which hides no row's every key."""
+    return _forward(block, Attend(scale, causal=False), mask[:, None])
+
+
+def _forward(block: Block, how: Attend, mask: Tensor | None = None) -> Answer:
+    """`mask` (C or 1, 1, n, m)."""
     if block.query.is_cuda:
         return _plain_forward(block, how, mask)
     q, k, v = (t.transpose(1, 2) for t in block)
     out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
-        q, k, v, 0.0, how.causal and mask is None, attn_mask=mask, scale=how.scale
+        q, k, v, 0.0, how.causal, attn_mask=mask, scale=how.scale
     )
     return Answer(out.transpose(1, 2), lse.transpose(1, 2))
 
@@ -94,12 +118,27 @@ def backward(grad: Tensor, block: Block, answer: Answer, how: Attend) -> tuple[T
         flat = ragged_backward(grad.flatten(0, 1), flat_block, flat_answer, (sides[0], sides[1]), how)
         grad_q, grad_k, grad_v = (t.view(count, -1, *t.shape[1:]) for t in flat)
         return grad_q, grad_k, grad_v
-    mask = _mask(block, how)
+    window = how.narrow(block.key.shape[1])
+    if window is None:
+        return _backward(grad, block, answer, how)
+    grads = torch.zeros_like(block.query), torch.zeros_like(block.key), torch.zeros_like(block.value)
+    for q, k, mask in _windows(block, window):
+        piece = Block(block.query[:, q], block.key[:, k], block.value[:, k])
+        own = Answer(answer.out[:, q], answer.lse[:, q])
+        parts = _backward(grad[:, q], piece, own, Attend(how.scale, causal=False), mask[:, None])
+        for whole, rows, part in zip(grads, (q, k, k), parts, strict=True):
+            whole[:, rows] += part
+    return grads
+
+
+def _backward(
+    grad: Tensor, block: Block, answer: Answer, how: Attend, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     if block.query.is_cuda:
         return _plain_backward(grad, block, answer, how, mask)
     g, q, k, v, o, s = (t.transpose(1, 2) for t in (grad, *block, *answer))
     grad_q, grad_k, grad_v = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
-        g, q, k, v, o, s, 0.0, how.causal and mask is None, attn_mask=mask, scale=how.scale
+        g, q, k, v, o, s, 0.0, how.causal, attn_mask=mask, scale=how.scale
     )
     return grad_q.transpose(1, 2), grad_k.transpose(1, 2), grad_v.transpose(1, 2)
 
@@ -135,19 +174,25 @@ def _sides(how: Attend, keys: Ragged) -> tuple[int, int]:
     return (-1, -1) if window is None else (window - 1, 0)
 
 
-def _mask(block: Block, how: Attend) -> Tensor | None:
-    keys = block.key.shape[1]
-    window = how.narrow(keys)
-    return None if window is None else _band(keys, window, block.query.dtype, block.query.device)
+def _windows(block: Block, window: int) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Some queries at a time, the keys that any of them sees, and the mask (1, n, m) between these.
+
+    So neither masks nor scores grow with the square of the length.
+    """
+    length, step = block.query.shape[1], max(window, WINDOW_QUERIES)
+    for start in range(0, length, step):
+        queries = slice(start, min(start + step, length))
+        keys = slice(max(0, start - window + 1), queries.stop)
+        size = queries.stop - start, queries.stop - keys.start
+        yield queries, keys, _band(size, window, block.query.dtype, block.query.device)
 
 
-@lru_cache(maxsize=2)
-def _band(length: int, window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Additive (n, n) mask: −∞ in front of a token, and from `window` tokens behind it on."""
-    place = torch.arange(length, device=device)
-    behind = place[:, None] - place
-    hidden = (behind < 0) | (behind >= window)
-    return torch.zeros(length, length, dtype=dtype, device=device).masked_fill_(hidden, -torch.inf)
+@lru_cache(maxsize=4)
+def _band(size: tuple[int, int], window: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Additive mask (1, n, m) of the last n of m tokens, each of which sees itself and the window − 1 before it."""
+    queries, keys = size
+    behind = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    return additive((behind >= 0) & (behind < window), dtype)[None]
 
 
 # --- without a fused operator: float32 on CUDA --------------------------------------------------------------
@@ -164,7 +209,7 @@ def _scores(block: Block, how: Attend, mask: Tensor | None) -> Tensor:
     key = block.key.permute(0, 2, 3, 1)[:, :, None]
     scores = _by_key_head(block.query, block.key.shape[2]) @ key * how.scale
     if mask is not None:
-        scores += mask
+        scores += mask[:, None]
     elif how.causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=key.device).triu_(1)
         scores.masked_fill_(hidden, -torch.inf)

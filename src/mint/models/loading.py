@@ -22,6 +22,7 @@ from transformers.utils.hub import cached_file
 from mint.errors import ModelLoadError
 from mint.models.attention import ATTENTION_NAME, PackedCausal
 from mint.models.causal_lm import CausalLM
+from mint.models.experts import eager_experts
 
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -80,15 +81,16 @@ def load(
     if report["missing_keys"]:
         # transformers fills these with random numbers
         raise ModelLoadError(f"{location} has no weights for {sorted(report['missing_keys'])[0]}")
-    served = CausalLM(model.to(device).eval(), checkpointing=checkpointing)
-    _refuse_different(location, model, served)
+    probe = _Probe(model.to(device).eval())
+    served = CausalLM(model, checkpointing=checkpointing)
+    probe.compare(location, served)
     return served
 
 
 def _refuse_unsupported(location: str, config: Any) -> None:
     """Serving a model with part of its attention left out would give wrong numbers without saying so.
 
-    Here is what shows only with long sequences or large logits; `_refuse_different` finds the rest.
+    Here is what shows only with long sequences or large logits; `_Probe` finds the rest.
     """
     config = config.get_text_config(decoder=True)
     layers = getattr(config, "layer_types", None)
@@ -105,29 +107,37 @@ def _refuse_unsupported(location: str, config: Any) -> None:
         raise ModelLoadError(f"{location} has rope_type {rope}, which is not served")
 
 
-@torch.no_grad()
-def _refuse_different(location: str, model: PreTrainedModel, served: CausalLM) -> None:
-    """A model's code may do more than our way through it knows of: ALiBi, sinks, scaled logits, recurrence.
+class _Probe:
+    """Two short sequences, one by one through the untouched model's own forward pass.
 
-    Two short sequences, packed by us and one by one through the model's own forward pass, tell.
+    A model's code may do more than our way through it knows of: ALiBi, sinks, scaled logits, recurrence. And ours
+    stands in for its norms, linear layers and experts, which another release may compute otherwise.
     """
-    sequences = [
-        torch.arange(1, length + 1, device=served.device) * 1009 % served.config.vocab_size for length in PROBE_LENGTHS
-    ]
-    model.set_attn_implementation("eager")
-    experts, model.config._experts_implementation = model.config._experts_implementation, "eager"
-    expected = torch.cat([model(input_ids=s[None], use_cache=False).logits[0].float() for s in sequences])
-    model.set_attn_implementation(ATTENTION_NAME)
-    model.config._experts_implementation = experts
-    positions = torch.cat([torch.arange(len(s), device=served.device) for s in sequences])
-    hidden = served.hidden_states(torch.cat(sequences), positions, PackedCausal(PROBE_LENGTHS), [])
-    ours = served.head.logits(hidden, [])
-    difference = float((ours.log_softmax(dim=1) - expected.log_softmax(dim=1)).abs().max())
-    if not difference <= (1e-3 if served.dtype == torch.float32 else 0.25):
-        raise ModelLoadError(
-            f"{location} does something in {type(model).__name__} that is not served: "
-            f"log-probabilities would be wrong by {difference:.2g}"
-        )
+
+    @torch.no_grad()
+    def __init__(self, model: PreTrainedModel) -> None:
+        counts = [torch.arange(1, length + 1, device=model.device) for length in PROBE_LENGTHS]
+        self._sequences = [count * 1009 % model.config.vocab_size for count in counts]
+        model.set_attn_implementation("eager")
+        with eager_experts(model):
+            logits = [model(input_ids=sequence[None], use_cache=False).logits[0] for sequence in self._sequences]
+        model.set_attn_implementation(ATTENTION_NAME)
+        self._expected = torch.cat(logits).float()
+
+    def compare(self, location: str, served: CausalLM) -> None:
+        """The same, packed by us.
+
+        Raises:
+            ModelLoadError: the log-probabilities differ by more than rounding.
+        """
+        positions = torch.cat([torch.arange(len(sequence), device=served.device) for sequence in self._sequences])
+        hidden = served.hidden_states(torch.cat(self._sequences), positions, PackedCausal(PROBE_LENGTHS), [])
+        ours = served.head.logits(hidden, [])
+        difference = float((ours.log_softmax(dim=1) - self._expected.log_softmax(dim=1)).abs().max())
+        if not difference <= (1e-3 if served.dtype == torch.float32 else 0.25):
+            raise ModelLoadError(
+                f"{location} does something that is not served: log-probabilities would be wrong by {difference:.2g}"
+            )
 
 
 def load_tokenizer(location: str) -> Any:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from mint.models.lora import low_rank_parts
 from mint.models.products import Product
 from mint.models.segments import ActiveSegments, Segment, clip, select
+from mint.models.threads import WIDE
 
 CHUNK_ELEMENTS = 8 << 20
 """Logits computed at a time on a CPU: 32 MiB in float32, which its last cache holds."""
@@ -90,12 +91,17 @@ class UnembeddingHead:
 
     def logits(self, hidden: Tensor, segments: Sequence[Segment]) -> Tensor:
         """(T, E) → float32 (T, V). No gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), WIDE:
             return self._chunk(hidden, segments).logits
+
+    def chunks(self, hidden: Tensor, segments: Sequence[Segment]) -> Iterator[tuple[slice, Tensor]]:
+        """As `logits`, for some rows at a time, so that they never exist for all."""
+        for rows in self._row_chunks(len(hidden)):
+            yield rows, self.logits(hidden[rows], clip(segments, rows))
 
     def logprobs(self, hidden: Tensor, pairs: Pairs, segments: Sequence[Segment]) -> Tensor:
         """(T, E) → float32 (P,), without gradient."""
-        with torch.no_grad():
+        with torch.no_grad(), WIDE:
             result = hidden.new_empty(len(pairs.targets), dtype=torch.float32)
             for rows in self._row_chunks(len(hidden)):
                 mine = pairs.within(rows.start, rows.stop)
@@ -110,7 +116,7 @@ class UnembeddingHead:
 
         The gradients of the head's own adapters are added to their buffers.
         """
-        with torch.no_grad():
+        with torch.no_grad(), WIDE:
             logprobs = None if objective.per_token else self.logprobs(hidden, pairs, segments)
             gradient = None if logprobs is None else objective.gradient(logprobs, slice(0, len(logprobs)))
             grad_hidden = torch.empty_like(hidden)
@@ -136,16 +142,18 @@ class UnembeddingHead:
             float32 (P,), and the gradient of Σ weights · KL by the student's hidden states (P, E). Gradients of the
             head's own adapters are added to the student's buffers.
         """
-        with torch.no_grad():
+        with torch.no_grad(), WIDE:
             divergence = torch.empty_like(weights)
             grad_hidden = torch.empty_like(student.hidden)
             for rows in self._row_chunks(len(weights), tensors=2):
                 chunk = self._chunk(student.hidden[rows], clip(student.segments, rows))
-                log_student = torch.log_softmax(chunk.logits.div_(temperature), dim=1)
-                other = self._chunk(reference.hidden[rows], clip(reference.segments, rows))
-                difference = log_student - torch.log_softmax(other.logits.div_(temperature), dim=1)
-                probability = log_student.exp_()
-                divergence[rows] = (probability * difference).sum(dim=1)
+                ours = chunk.logits.div_(temperature)
+                torch.log_softmax(ours, dim=1, out=ours)
+                other = self._chunk(reference.hidden[rows], clip(reference.segments, rows)).logits.div_(temperature)
+                torch.log_softmax(other, dim=1, out=other)
+                difference = torch.sub(ours, other, out=other)
+                probability = ours.exp_()
+                divergence[rows] = torch.linalg.vecdot(probability, difference)
                 scale = (weights[rows] / temperature)[:, None]
                 grad_logits = difference.sub_(divergence[rows, None]).mul_(probability).mul_(scale)
                 grad_hidden[rows] = self._backward_logits(chunk.hidden, chunk.segments, grad_logits)

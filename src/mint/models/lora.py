@@ -18,8 +18,9 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from mint.models.products import Product, linear
+from mint.models.products import WORTH_ONEDNN, Product, linear
 from mint.models.segments import ActiveSegments, GroupWeights, Stretch, columns_of
+from mint.models.threads import WIDE
 
 SiteKind = Literal["attn", "mlp", "unembed"]
 
@@ -49,6 +50,10 @@ class SinglePart:
     columns: Sequence[slice]
     whole: bool
 
+    @property
+    def _is_long(self) -> bool:
+        return bool(self.rows.stop - self.rows.start >= WORTH_ONEDNN)
+
     def _of(self, batch: Tensor) -> Tensor:
         return batch if self.whole else batch[self.rows]
 
@@ -59,9 +64,10 @@ class SinglePart:
 
     def add_forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Y[rows] += scale · (x A) B in place, for each layer; returns the (n, R) product x A for the backward pass."""
-        xa, y = self.project(x), self._of(y)
-        for b, columns, ranks in zip(self.weights.b, self.columns, self.weights.ranks, strict=True):
-            y[:, columns].addmm_(xa[:, ranks], b.to(xa.dtype).T, alpha=self.scale)
+        with WIDE.when(self._is_long):
+            xa, y = self.project(x), self._of(y)
+            for b, columns, ranks in zip(self.weights.b, self.columns, self.weights.ranks, strict=True):
+                y[:, columns].addmm_(xa[:, ranks], b.to(xa.dtype).T, alpha=self.scale)
         return xa
 
     def add_backward(self, x: Tensor, xa: Tensor, grads: Sequence[Tensor], grad_x: Tensor | None) -> None:
@@ -72,14 +78,15 @@ class SinglePart:
         weights = self.weights
         if not self.whole:
             grads = [grad[self.rows] for grad in grads]
-        pieces = [torch.mm(grad, b.to(grad.dtype)) for grad, b in zip(grads, weights.b, strict=True)]
-        gb = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
-        if grad_x is not None:
-            self._of(grad_x).addmm_(gb, weights.a.to(gb.dtype), alpha=self.scale)
-        if weights.grad_a is not None and weights.grad_b is not None:
-            add_product(weights.grad_a, gb.T, self._of(x), self.scale)
-            for grad_b, grad, ranks in zip(weights.grad_b, grads, weights.ranks, strict=True):
-                add_product(grad_b, grad.T, xa[:, ranks], self.scale)
+        with WIDE.when(self._is_long):
+            pieces = [torch.mm(grad, b.to(grad.dtype)) for grad, b in zip(grads, weights.b, strict=True)]
+            gb = pieces[0] if len(pieces) == 1 else torch.cat(pieces, dim=1)
+            if grad_x is not None:
+                self._of(grad_x).addmm_(gb, weights.a.to(gb.dtype), alpha=self.scale)
+            if weights.grad_a is not None and weights.grad_b is not None:
+                add_product(weights.grad_a, gb.T, self._of(x), self.scale)
+                for grad_b, grad, ranks in zip(weights.grad_b, grads, weights.ranks, strict=True):
+                    add_product(grad_b, grad.T, xa[:, ranks], self.scale)
 
 
 @dataclass(frozen=True)
@@ -183,10 +190,23 @@ class FrozenGroup:
     def product(self, x: Tensor, active: ActiveSegments, current: Sequence[Stretch]) -> tuple[Tensor, ...]:
         """What each layer makes of x (T, I), whose rows `current` divides between adapters."""
         parts = low_rank_parts(current, self.index, self.columns)
+        if not torch.is_grad_enabled():
+            return self.forward_only(x, parts)
         # a batch without adapters has nothing to go back to, and goes forward without autograd
         anchor = active.anchor if parts else None
         outputs: tuple[Tensor, ...] = _GroupProduct.apply(x, self, parts, anchor)  # type: ignore[no-untyped-call]
         return outputs
+
+    def forward_only(self, x: Tensor, parts: Sequence[Part]) -> tuple[Tensor, ...]:
+        """`product`, of which nothing is kept for a backward pass."""
+        y = self.forward(x)
+        for part in parts:
+            part.add_forward(x, y)
+        return self.split(y)
+
+    def split(self, y: Tensor) -> tuple[Tensor, ...]:
+        """What belongs to each layer of (T, ΣO)."""
+        return tuple(y[:, columns] for columns in self.columns) if len(self.columns) > 1 else (y,)
 
     def backward(self, grads: Sequence[Tensor]) -> Tensor:
         """The gradient of x (T, I), from those of the layers' outputs."""
@@ -266,7 +286,7 @@ class _GroupProduct(torch.autograd.Function):
         projected = [part.add_forward(x, y) for part in parts]
         ctx.save_for_backward(x, *projected)
         ctx.group, ctx.parts = group, parts
-        return tuple(y[:, columns] for columns in group.columns) if len(group.columns) > 1 else (y,)
+        return group.split(y)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:

@@ -30,15 +30,22 @@ class RmsNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(…, E) → (…, E)."""
+        if not torch.is_grad_enabled():
+            return _normalize(x, self.variance_epsilon)[0].mul_(self.weight)
         y: Tensor = _RmsNorm.apply(x, self.weight, self.variance_epsilon)  # type: ignore[no-untyped-call]
         return y
+
+
+def _normalize(x: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """X̂ and what x was multiplied by."""
+    inverse = x.pow(2).mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
+    return x * inverse, inverse
 
 
 class _RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        inverse = x.pow(2).mean(dim=-1, keepdim=True).add_(eps).rsqrt_()
-        normalized = x * inverse
+        normalized, inverse = _normalize(x, eps)
         ctx.save_for_backward(normalized, inverse, weight)
         return normalized * weight
 

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mint.models.threads import WIDE
+
 PACKED_BYTES = 256 << 20
 """Models whose linear layers have no more than this are packed."""
 
@@ -65,7 +67,8 @@ class Product:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(T, I) → (T, O)."""
-        if self._packed is None or ONEDNN_LINEAR is None:
-            return linear(x, self._weight, self._bias)
-        y: Tensor = ONEDNN_LINEAR(x, self._packed, self._bias, "none", [], "")
-        return y
+        with WIDE:
+            if self._packed is None or ONEDNN_LINEAR is None:
+                return linear(x, self._weight, self._bias)
+            y: Tensor = ONEDNN_LINEAR(x, self._packed, self._bias, "none", [], "")
+            return y

@@ -120,6 +120,30 @@ def select(segments: Sequence[Segment], rows: Tensor) -> list[Segment]:
     return [Segment(start, stop, segment.adapter) for (start, stop), segment in cut if start < stop]
 
 
+class StackCache:
+    """Stacks by the adapters in them, so that a stack that copies weights is made once.
+
+    For one batch, or kept from one to the next where the adapters never change.
+    """
+
+    def __init__(self) -> None:
+        self._stacks: dict[tuple[int, ...], AdapterStack] = {}
+        self._used: set[tuple[int, ...]] = set()
+
+    def get(self, adapters: Sequence[AdapterSlot]) -> AdapterStack:
+        """These adapters side by side."""
+        key = tuple(map(id, adapters))  # a stack keeps its adapters, so their ids stay theirs
+        if key not in self._stacks:
+            self._stacks[key] = adapters[0].stack(adapters[1:])
+        self._used.add(key)
+        return self._stacks[key]
+
+    def sweep(self) -> None:
+        """Forget what was not asked for since the last sweep."""
+        self._stacks = {key: stack for key, stack in self._stacks.items() if key in self._used}
+        self._used.clear()
+
+
 class ActiveSegments:
     """The segments of the batch that is running now, shared by all layers of one model.
 
@@ -133,38 +157,38 @@ class ActiveSegments:
         # Base and inputs are frozen and the factors' gradients bypass autograd. This makes it go backward all the same,
         # from the last adapted layer down to the first and no further.
         self.anchor = torch.zeros((), requires_grad=True)
-        self._stacks: dict[tuple[int, ...], AdapterStack] | None = None
+        self._stacks: StackCache | None = None
+
+    @contextmanager
+    def stacking(self, stacks: StackCache) -> Iterator[None]:
+        """Put adapters side by side in the body by way of `stacks`."""
+        before, self._stacks = self._stacks, stacks
+        try:
+            yield
+        finally:
+            self._stacks = before
 
     @contextmanager
     def use(self, segments: Sequence[Segment]) -> Iterator[None]:
         """Run the body's forward and backward passes under `segments`."""
-        self._stacks = {}
-        self.segments, self.current = segments, self.stretches(segments)
-        try:
-            yield
-        finally:
-            self.segments, self.current, self._stacks = (), (), None
+        with self.stacking(self._stacks or StackCache()):
+            self.segments, self.current = segments, self.stretches(segments)
+            try:
+                yield
+            finally:
+                self.segments, self.current = (), ()
 
     def stretches(self, segments: Sequence[Segment]) -> list[Stretch]:
         """The adapted segments of a batch, or of some of its rows; those that can run together put together."""
         found: list[Stretch] = []
+        stacks = self._stacks or StackCache()
         adapted = [(s.start, s.stop, s.adapter) for s in segments if s.adapter is not None]
         for _, same in groupby(adapted, key=_likeness):
             for members in _together(list(same)):
                 rows, adapter = slice(members[0][0], members[-1][1]), members[0][2]
-                stack = self._stack([member for _, _, member in members]) if len(members) > 1 else None
+                stack = stacks.get([member for _, _, member in members]) if len(members) > 1 else None
                 found.append(Stretch(rows, adapter, stack, whole=len(segments) == 1))
         return found
-
-    def _stack(self, adapters: Sequence[AdapterSlot]) -> AdapterStack:
-        """Made once for a batch."""
-        key = tuple(map(id, adapters))
-        stack = self._stacks.get(key) if self._stacks is not None else None
-        if stack is None:
-            stack = adapters[0].stack(adapters[1:])
-            if self._stacks is not None:
-                self._stacks[key] = stack
-        return stack
 
 
 def _likeness(segment: tuple[int, int, AdapterSlot]) -> object:

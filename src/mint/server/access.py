@@ -6,9 +6,10 @@ from typing import TypeVar
 
 from sqlalchemy import Connection
 
-from mint.errors import GoneError, NotFoundError, PermissionDeniedError
+from mint.errors import BadRequestError, GoneError, NotFoundError, PermissionDeniedError
 from mint.store import repository
 from mint.store.schema import Checkpoint, CustomLoss, Operation, Run, Sampler, Session
+from mint.wire.paths import CheckpointPath
 
 Owned = TypeVar("Owned", Session, Run, Sampler, Checkpoint, CustomLoss, Operation)
 
@@ -60,3 +61,22 @@ def checkpoint(connection: Connection, path: str, owner: str, field: str) -> Che
 def custom_loss(connection: Connection, loss_id: str, owner: str, field: str) -> CustomLoss:
     """An uploaded loss."""
     return owned(repository.find(connection, CustomLoss, loss_id=loss_id), owner, field, loss_id)
+
+
+def sample_source(
+    connection: Connection, base_model: str | None, model_path: str | None, owner: str
+) -> tuple[str, str | None, str | None]:
+    """Base model, path and folder of what is to be sampled: a base model or a checkpoint.
+
+    Raises:
+        BadRequestError: neither is given, or the checkpoint is of another base model.
+    """
+    if model_path is None:
+        if base_model is None:
+            raise BadRequestError("give a base_model or a model_path", field="base_model")
+        return base_model, None, None
+    path = str(CheckpointPath.parse(model_path, "model_path"))
+    found = checkpoint(connection, path, owner, "model_path")
+    if base_model is not None and base_model != found.base_model:
+        raise BadRequestError(f"is {base_model!r}, but {path} was trained on {found.base_model!r}", field="base_model")
+    return found.base_model, path, found.directory

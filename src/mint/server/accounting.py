@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import replace
 from time import time
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from mint.engine.core import Command, ForwardBackward, Result, ReverseKL, Sample, Sampled, Saved, TrainStep
 from mint.server.operations.kind import Completion
-from mint.store import audit, repository, usage
-from mint.store.schema import Operation, Run, Sampler
+from mint.server.services import Services
+from mint.store import audit, usage
+from mint.store.schema import Operation
 from mint.store.usage import HOUR, Bucket, Use
+
+logger = logging.getLogger(__name__)
 
 
 def measured(command: Command, result: Result) -> dict[Use, int]:
@@ -49,7 +54,8 @@ def accounted(operation: Operation, completion: Completion, used: dict[Use, int]
 
     def effect(connection: Connection) -> None:
         completion.effect(connection)
-        _count(connection, operation, used)
+        whose = operation.owner, operation.session_id or "", operation.stream, operation.facts["model"]
+        _count(connection, whose, used)
         if Use.CHECKPOINTS in used:
             made = {name: value for name, value in json.loads(completion.body).items() if name != "type"}
             audit.record(connection, "checkpoint_save", operation.owner, training_run_id=operation.stream, **made)
@@ -57,15 +63,21 @@ def accounted(operation: Operation, completion: Completion, used: dict[Use, int]
     return replace(completion, effect=effect)
 
 
-def _count(connection: Connection, operation: Operation, used: dict[Use, int]) -> None:
-    session_id = _session(connection, operation.stream) if used else ""
+async def count_sample(
+    services: Services, stream: str, owner: str, base_model: str, command: Sample, result: Sampled
+) -> None:
+    """Count a sample that is not journaled, before its caller has it. If the database refuses, that is logged."""
+    used = measured(command, result)
+    try:
+        await services.database.transaction(lambda c: _count(c, (owner, "", stream, base_model), used))
+    except SQLAlchemyError:
+        logger.exception("what %s used cannot be counted: %s", owner, used)
+    for use, quantity in used.items():
+        services.metrics.tokens(use, quantity)
+
+
+def _count(connection: Connection, whose: tuple[str, str, str, str], used: dict[Use, int]) -> None:
+    """Add to this hour's buckets; `whose` is owner, session, stream and base model."""
     hour = int(time()) // HOUR * HOUR
     for use, quantity in used.items():
-        whose = operation.owner, session_id, operation.stream, operation.facts["model"]
         usage.add(connection, Bucket(hour, *whose, use), quantity)
-
-
-def _session(connection: Connection, stream: str) -> str:
-    """The session that a run or a sampling session belongs to."""
-    found = repository.find(connection, Run, run_id=stream) or repository.find(connection, Sampler, sampler_id=stream)
-    return found.session_id if found is not None else ""

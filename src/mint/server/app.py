@@ -13,12 +13,15 @@ from fastapi import FastAPI
 from mint.config import ServerConfig
 from mint.dispatch.dispatcher import Dispatcher
 from mint.dispatch.fleet import Fleet
+from mint.dispatch.sample_queue import SampleQueue
 from mint.engine.core import WorkerDiedError
 from mint.errors import ModelLoadError
 from mint.server import errors
 from mint.server.auth import Keys, given_key
 from mint.server.body import LimitedBody
 from mint.server.catalog import Catalog
+from mint.server.lifetimes import watch
+from mint.server.openai import routes as openai
 from mint.server.operations.submit import ServerJournal, resume
 from mint.server.request_log import RequestLog
 from mint.server.results import Results
@@ -32,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 PREFIX = "/api/v1"
 
+WINDOW_PER_BATCH = 1.25
+"""Sequences that a worker is sent, by those of its decode batch: some are at hand when others end."""
+
 
 def create_app(config: ServerConfig) -> FastAPI:
     """The application for a configuration; it opens its database and starts its workers when it is run.
@@ -44,11 +50,14 @@ def create_app(config: ServerConfig) -> FastAPI:
         services = _build(config)
         app.state.services = services
         app.state.startup = asyncio.create_task(_start(services))
+        watching = asyncio.create_task(watch(services))
         try:
             yield
         finally:
             app.state.startup.cancel()
+            watching.cancel()
             await services.fleet.close()
+            await services.samples.close()
             await services.dispatcher.close()
             services.database.close()
 
@@ -59,6 +68,8 @@ def create_app(config: ServerConfig) -> FastAPI:
     app.include_router(health.router)
     for module in (bootstrap, auth, sessions, models, operations, samplers, futures, admin):
         app.include_router(module.router, prefix=PREFIX)
+    for prefix in openai.PREFIXES:
+        app.include_router(openai.router, prefix=prefix)
     return app
 
 
@@ -72,7 +83,10 @@ def _build(config: ServerConfig) -> Services:
         config=config,
         database=database,
         fleet=fleet,
-        dispatcher=Dispatcher(fleet, ServerJournal(database, catalog), config.gap_seconds),
+        dispatcher=Dispatcher(
+            fleet, ServerJournal(database, catalog, config.snapshot_dir), config.gap_seconds, config.snapshot_seconds
+        ),
+        samples=SampleQueue(fleet, int(WINDOW_PER_BATCH * config.engine.max_decode_batch), config.max_waiting_samples),
         catalog=catalog,
         keys=Keys(given, database, tokens),
         tokens=tokens,

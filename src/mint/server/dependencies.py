@@ -64,7 +64,7 @@ Owner: TypeAlias = Annotated[str, Depends(_owner)]
 """Who presents the request's key; as `Caller`."""
 
 Poller: TypeAlias = Annotated[str, Depends(_poller)]
-"""As `Owner`, for what clients ask by themselves to stay alive and learn of results: it does not count as a request."""
+"""As `Owner`, for what clients send by themselves to stay alive, learn of results and give up: it is never too much."""
 
 Admin: TypeAlias = Annotated[Key, Depends(_admin)]
 """As `Caller`; 403 if the key is not an admin's."""

@@ -39,13 +39,18 @@ def install(app: FastAPI) -> None:
 
 async def _mint_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, MintError)
-    if isinstance(error, PermissionDeniedError):
-        await _note_refusal(request, error)
     body: dict[str, object] = {"detail": str(error), "type": type(error).__name__}
     if error.field is not None:
         body["field"] = error.field
     if error.datum is not None:
         body["datum"] = error.datum
+    return await refusal(request, error, body)
+
+
+async def refusal(request: Request, error: MintError, body: dict[str, Any]) -> ErrorResponse:
+    """A response that carries an error, in the shape of whichever API; the audit log learns of reaches for others'."""
+    if isinstance(error, PermissionDeniedError):
+        await _note_refusal(request, error)
     return ErrorResponse(body, error.status, _headers(error))
 
 

@@ -7,16 +7,13 @@ taken in and then held back for a limit.
 
 from __future__ import annotations
 
-from time import monotonic, time
+from time import monotonic
 
 from sqlalchemy import Connection
 
 from mint.errors import LimitExceededError, RateLimitError
 from mint.store import counts
 from mint.store.keys import Key
-
-LIVE_SECONDS = 300.0
-"""A session that has been silent for longer holds no run any more."""
 
 
 class Rates:
@@ -44,13 +41,16 @@ class Rates:
         self._buckets[key.key_id] = left - 1, now
 
 
-def check(connection: Connection, key: Key, *, makes_run: bool, stores: bool, awaited: bool) -> None:
+def check(
+    connection: Connection, key: Key, *, makes_run: bool, stores: bool, awaited: bool, heard_since: float
+) -> None:
     """Refuse an operation that a limit of its key has no room for.
 
     Args:
         makes_run: it begins a run.
         stores: it leaves a checkpoint.
         awaited: its run can go on with this operation only: a queue that is full of later ones must not keep it out.
+        heard_since: a session that was not heard of since then, in Unix seconds, holds no run any more.
 
     Raises:
         RateLimitError: too much waits or is under way already.
@@ -59,14 +59,14 @@ def check(connection: Connection, key: Key, *, makes_run: bool, stores: bool, aw
     if not awaited:
         _check_queue(connection, key)
     if makes_run:
-        _check_live_runs(connection, key)
+        _check_live_runs(connection, key, heard_since)
     if stores:
         _check_stored_bytes(connection, key)
 
 
-def _check_live_runs(connection: Connection, key: Key) -> None:
+def _check_live_runs(connection: Connection, key: Key, heard_since: float) -> None:
     limit = key.max_live_runs
-    if limit is not None and (live := counts.live_runs(connection, key.owner, time() - LIVE_SECONDS)) >= limit:
+    if limit is not None and (live := counts.live_runs(connection, key.owner, heard_since)) >= limit:
         raise LimitExceededError(
             f"is {limit}, and {key.owner} has {live} runs in open sessions; finish one of these", field="max_live_runs"
         )

@@ -59,20 +59,31 @@ def _without_payload(connection: Connection, query: Select[Any], key: dict[str, 
 
 
 def pending(connection: Connection) -> list[Operation]:
-    """All operations without a result, in the order of their streams."""
+    """All operations without a result, in the order in which they came."""
     query = (
         select(operations)
         .where(operations.c.status == Status.PENDING)
-        .order_by(operations.c.stream, operations.c.seq_id)
+        .order_by(operations.c.created_at, operations.c.stream, operations.c.seq_id)
     )
     return [Operation(**row._mapping) for row in connection.execute(query)]
 
 
-def finished(connection: Connection, stream: str) -> list[Operation]:
-    """A stream's operations that have a result, in order."""
+def finished(connection: Connection, stream: str, after: int) -> list[Operation]:
+    """A stream's operations with a result and a number greater than `after`, in order."""
     query = (
         select(operations)
-        .where(operations.c.stream == stream, operations.c.status != Status.PENDING)
+        .where(operations.c.stream == stream, operations.c.seq_id > after, operations.c.status != Status.PENDING)
         .order_by(operations.c.seq_id)
     )
     return [Operation(**row._mapping) for row in connection.execute(query)]
+
+
+def drop_payloads(connection: Connection, stream: str, up_to: int) -> None:
+    """Forget the bodies of finished operations with numbers up to `up_to`."""
+    query = update(operations).where(
+        operations.c.stream == stream,
+        operations.c.seq_id <= up_to,
+        operations.c.status != Status.PENDING,
+        operations.c.payload != b"",
+    )
+    connection.execute(query.values(payload=b""))

@@ -7,12 +7,13 @@ from functools import cache
 from time import time
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, Table, bindparam, select, update
+from sqlalchemy import Connection, Select, Table, bindparam, delete, select, update
 
 from mint.store.schema import (
     Checkpoint,
     CustomLoss,
     Run,
+    RunSnapshot,
     Sampler,
     Session,
     checkpoints,
@@ -20,9 +21,10 @@ from mint.store.schema import (
     runs,
     samplers,
     sessions,
+    snapshots,
 )
 
-R = TypeVar("R", Session, Run, Checkpoint, Sampler, CustomLoss)
+R = TypeVar("R", Session, Run, Checkpoint, Sampler, CustomLoss, RunSnapshot)
 
 TABLES: dict[type[Any], Table] = {
     Session: sessions,
@@ -30,10 +32,11 @@ TABLES: dict[type[Any], Table] = {
     Checkpoint: checkpoints,
     Sampler: samplers,
     CustomLoss: custom_losses,
+    RunSnapshot: snapshots,
 }
 
 
-def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler | CustomLoss) -> None:
+def insert(connection: Connection, row: Session | Run | Checkpoint | Sampler | CustomLoss | RunSnapshot) -> None:
     """Add a row."""
     connection.execute(TABLES[type(row)].insert(), asdict(row))
 
@@ -70,6 +73,20 @@ def run_ids_of_session(connection: Connection, session_id: str) -> list[str]:
     return list(connection.scalars(select(runs.c.run_id).where(runs.c.session_id == session_id)))
 
 
+def put_snapshot(connection: Connection, snapshot: RunSnapshot) -> RunSnapshot | None:
+    """Make this the run's snapshot; returns the one before it."""
+    before = find(connection, RunSnapshot, run_id=snapshot.run_id)
+    if before is not None:
+        connection.execute(snapshots.delete().where(snapshots.c.run_id == snapshot.run_id))
+    insert(connection, snapshot)
+    return before
+
+
+def snapshot_folders(connection: Connection) -> set[str]:
+    """Of all snapshots."""
+    return set(connection.scalars(select(snapshots.c.directory)))
+
+
 def put_checkpoint(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = False) -> bool:
     """Add a checkpoint; False if its path is taken and `overwrite` is not asked for. An expired one takes no path."""
     if checkpoint.path is not None and (old := find(connection, Checkpoint, path=checkpoint.path)):
@@ -97,6 +114,37 @@ def put_sampler(connection: Connection, sampler: Sampler) -> Sampler:
         return known
     insert(connection, sampler)
     return sampler
+
+
+def follow(connection: Connection, run_id: str, seq_id: int, directory: str) -> None:
+    """Lead the inflight samplers of a run to a revision, unless they have that of a later save."""
+    query = update(samplers).where(samplers.c.inflight_run_id == run_id, samplers.c.inflight_seq_id < seq_id)
+    connection.execute(query.values(directory=directory, inflight_seq_id=seq_id))
+
+
+def count_clone(connection: Connection, sampler_id: str) -> int:
+    """Another copy of a sampler's client; returns its number, from 1 on."""
+    query = update(samplers).where(samplers.c.sampler_id == sampler_id)
+    query = query.values(num_clones=samplers.c.num_clones + 1)
+    return int(connection.execute(query.returning(samplers.c.num_clones)).scalar_one())
+
+
+def sessions_with_revisions(connection: Connection) -> list[Session]:
+    """Sessions that revisions without a name live with."""
+    holders = select(checkpoints.c.session_id).where(checkpoints.c.session_id.is_not(None))
+    rows = connection.execute(select(sessions).where(sessions.c.session_id.in_(holders)))
+    return [Session(**row._mapping) for row in rows]
+
+
+def revisions_of_session(connection: Connection, session_id: str) -> list[Checkpoint]:
+    """The revisions without a name that live with a session."""
+    rows = connection.execute(select(checkpoints).where(checkpoints.c.session_id == session_id))
+    return [Checkpoint(**row._mapping) for row in rows]
+
+
+def forget_checkpoint(connection: Connection, key: str) -> None:
+    """Remove the row of a checkpoint whose files are gone."""
+    connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id == key))
 
 
 def put_session(connection: Connection, session: Session) -> Session:

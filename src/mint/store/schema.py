@@ -113,10 +113,10 @@ runs = Table(
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Committed weights. `path` is None for a revision that only one sampling session names.
+    """Committed weights. `path` is None for a revision that only sampling sessions name, or whose name was taken over.
 
-    `directory` is relative to the checkpoint folder and never used again for other contents, so that it also
-    serves as the key of the revision.
+    A revision that never had a name lives and dies with its session, `session_id`. `directory` is relative to the
+    checkpoint folder and never used again for other contents, so that it also serves as the key of the revision.
     """
 
     checkpoint_id: str
@@ -133,6 +133,7 @@ class Checkpoint:
     created_at: float
     expires_at: float | None = None
     user_metadata: dict[str, Any] | None = None
+    session_id: str | None = None
 
 
 checkpoints = Table(
@@ -152,12 +153,17 @@ checkpoints = Table(
     Column("created_at", Float, nullable=False),
     Column("expires_at", Float),
     Column("user_metadata", JSON),
+    Column("session_id", String, index=True),
 )
 
 
 @dataclass(frozen=True)
 class Sampler:
-    """A sampling session: a base model, or with `directory` a revision on it."""
+    """A sampling session: a base model, or with `directory` a revision on it.
+
+    An inflight one follows the revisions of a run, `inflight_run_id`: `inflight_seq_id` is the number of the save that
+    made the one it has now. `num_clones` counts the copies of the client that have joined.
+    """
 
     sampler_id: str
     session_id: str
@@ -167,6 +173,9 @@ class Sampler:
     created_at: float
     model_path: str | None = None
     directory: str | None = None
+    inflight_run_id: str | None = None
+    inflight_seq_id: int | None = None
+    num_clones: int = 0
 
 
 samplers = Table(
@@ -180,6 +189,9 @@ samplers = Table(
     Column("created_at", Float, nullable=False),
     Column("model_path", String),
     Column("directory", String),
+    Column("inflight_run_id", String, index=True),
+    Column("inflight_seq_id", BigInteger),
+    Column("num_clones", Integer, nullable=False, server_default="0"),
     UniqueConstraint("session_id", "session_seq_id"),
 )
 
@@ -209,12 +221,35 @@ custom_losses = Table(
 
 
 @dataclass(frozen=True)
+class RunSnapshot:
+    """The state of a run after operation `seq_id`; `directory` is relative to the folder of snapshots."""
+
+    run_id: str
+    seq_id: int
+    directory: str
+    size_bytes: int
+    created_at: float
+
+
+snapshots = Table(
+    "snapshots",
+    metadata,
+    Column("run_id", String, ForeignKey("runs.run_id"), primary_key=True),
+    Column("seq_id", BigInteger, nullable=False),
+    Column("directory", String, nullable=False),
+    Column("size_bytes", BigInteger, nullable=False),
+    Column("created_at", Float, nullable=False),
+)
+
+
+@dataclass(frozen=True)
 class Operation:
     """One journaled request and, once there is one, its result.
 
     `stream` and `seq_id` are the client's own numbering (a run, or a sampling session) and identify a retry;
     `payload` is the request body as it came, `payload_type` its content type. `facts` is what it referred to when
-    it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has changed.
+    it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has changed. What
+    lies before a snapshot is never replayed, and its payload is dropped.
     """
 
     request_id: str
@@ -230,6 +265,12 @@ class Operation:
     result_type: str | None = None
     result: bytes | None = None
     finished_at: float | None = None
+
+    @property
+    def session_id(self) -> str | None:
+        """The session it belongs to, if it does to one: the ids of runs and samplers begin with their session's."""
+        session_id, separator, _ = self.stream.partition(":")
+        return session_id if separator else None
 
 
 operations = Table(

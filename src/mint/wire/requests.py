@@ -25,6 +25,10 @@ NotNegative = Annotated[float, Field(strict=True, ge=0, le=FLOAT32_MAX, allow_in
 Decay = Annotated[float, Field(strict=True, ge=0, lt=1, allow_inf_nan=False)]
 
 
+TokensEach = Annotated[int, Field(ge=0, le=1024)]
+"""How many tokens to tell of at each position."""
+
+
 class WireModel(BaseModel):
     """Base of all requests."""
 
@@ -246,19 +250,30 @@ class SamplingParams(WireModel):
     top_p: Annotated[float, Field(ge=0, le=1)] = 1.0
 
 
+class JoinSamplingSessionRequest(WireModel):
+    """A copy of a sampling client, in another process, asks for a range of numbers of its own."""
+
+    sampling_session_id: str
+
+
 class SampleRequest(WireModel):
-    """Draw continuations of a prompt."""
+    """Draw continuations of a prompt from a sampling session; or without one, from a base model or a checkpoint.
+
+    `target_prompt_logprobs` is TensorData; it is read where the prompt's length is known.
+    """
 
     prompt: Prompt
-    sampling_session_id: str
+    sampling_session_id: str | None = None
+    base_model: str | None = None
+    model_path: str | None = None
     sampling_params: SamplingParams = SamplingParams()
     num_samples: Annotated[int, Field(ge=1, le=1024)] = 1
     seq_id: SequenceNumber | None = None
     prompt_logprobs: bool | None = None
-    topk_prompt_logprobs: Count = 0
-    topk_sample_logprobs: Count = 0
-    prompt_logprobs_last_n: Count | None = None
-    prompt_alt_tokens_k: Count = 0
+    topk_prompt_logprobs: TokensEach = 0
+    topk_sample_logprobs: TokensEach = 0
+    prompt_logprobs_last_n: Annotated[int, Field(ge=1)] | None = None
+    prompt_alt_tokens_k: TokensEach = 0
     target_prompt_logprobs: Any = None
 
 
@@ -270,3 +285,9 @@ class RetrieveFutureRequest(WireModel):
 
     request_id: str
     allow_metadata_only: bool = False
+
+
+class CancelFutureRequest(WireModel):
+    """Nobody waits for the result of a sample any more."""
+
+    request_id: str

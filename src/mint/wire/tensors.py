@@ -18,7 +18,7 @@ Array: TypeAlias = npt.NDArray[Any]
 MAX_ELEMENTS = 1 << 24
 """Of a tensor sent as CSR, whose dense size its bytes do not bound."""
 
-NUMPY_TYPES: dict[int, np.dtype[Any]] = {
+NUMPY_TYPES: dict[pb.DType, np.dtype[Any]] = {
     pb.DTYPE_FLOAT32: np.dtype("<f4"),
     pb.DTYPE_INT64: np.dtype("<i8"),
     pb.DTYPE_INT32: np.dtype("<i4"),
@@ -48,7 +48,7 @@ def decode_tensor(message: pb.Tensor, where: str, rows: int) -> Array:
     return _narrow(array.reshape(shape))
 
 
-def _decode_bytes(data: bytes, dtype: int, where: str) -> Array:
+def _decode_bytes(data: bytes, dtype: pb.DType, where: str) -> Array:
     if dtype == pb.DTYPE_BFLOAT16:
         # a bfloat16 is the upper half of a float32
         return (_frombuffer(data, np.dtype("<u2"), where).astype(np.uint32) << 16).view(np.float32)
@@ -66,7 +66,7 @@ def _frombuffer(data: bytes, dtype: np.dtype[Any], where: str) -> Array:
 def _decode_csr(message: pb.Tensor, where: str, rows: int) -> Array:
     csr = message.sparse_csr
     int64 = NUMPY_TYPES[pb.DTYPE_INT64]
-    parts = _Csr(
+    parts = Csr(
         _narrow(_decode_bytes(csr.values, message.dtype, where)),
         _frombuffer(csr.crow_indices, int64, where),
         _frombuffer(csr.col_indices, int64, where),
@@ -74,34 +74,43 @@ def _decode_csr(message: pb.Tensor, where: str, rows: int) -> Array:
     return _dense(parts, tuple(message.shape), rows, where)
 
 
-class _Csr(NamedTuple):
-    """Compressed sparse rows; entries not listed are 0."""
+class Csr(NamedTuple):
+    """Compressed sparse rows: row r lists `values[starts[r]:starts[r + 1]]`, in `columns` alike."""
 
     values: Array
     starts: Array
     columns: Array
 
+    def fits(self, rows: int, width: int) -> bool:
+        """Whether its indices are those of a (rows, width) matrix."""
+        values, starts, columns = self
+        return bool(
+            values.ndim == starts.ndim == columns.ndim == 1
+            and len(starts) == rows + 1
+            and starts[0] == 0
+            and starts[-1] == len(values) == len(columns)
+            and (np.diff(starts) >= 0).all()
+            and ((columns >= 0) & (columns < width)).all()
+        )
 
-def _dense(csr: _Csr, shape: tuple[int, ...], rows: int, where: str) -> Array:
+    @property
+    def rows(self) -> Array:
+        """The row of each value."""
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+
+def _dense(csr: Csr, shape: tuple[int, ...], rows: int, where: str) -> Array:
+    """Entries that are not listed are 0."""
     if len(shape) != 2 or shape[0] != rows or shape[1] < 0 or math.prod(shape) > MAX_ELEMENTS:
         raise BadRequestError(
             f"is sparse with shape {shape}; model_input has {rows} tokens, so it must be ({rows}, K) with at most "
             f"{MAX_ELEMENTS} elements",
             field=where,
         )
-    values, starts, columns = csr
-    counts = np.diff(starts)
-    consistent = (
-        len(starts) == rows + 1
-        and starts[0] == 0
-        and starts[-1] == len(values) == len(columns)
-        and (counts >= 0).all()
-        and ((columns >= 0) & (columns < shape[1])).all()
-    )
-    if not consistent:
+    if not csr.fits(rows, shape[1]):
         raise BadRequestError("has CSR indices that do not fit its shape and values", field=where)
-    dense = np.zeros(shape, values.dtype)
-    dense[np.repeat(np.arange(rows), counts), columns] = values
+    dense = np.zeros(shape, csr.values.dtype)
+    dense[csr.rows, csr.columns] = csr.values
     return dense
 
 
@@ -110,13 +119,26 @@ def _narrow(array: Array) -> Array:
     return array.astype(np.int64) if array.dtype == np.int32 else array
 
 
-def decode_json_tensor(value: object, where: str, rows: int) -> Array:
+class JsonTensor(NamedTuple):
     """The SDK's TensorData as JSON: `{data, dtype, shape?, sparse_crow_indices?, sparse_col_indices?}`.
 
-    A sparse one must have `rows` rows, as in `decode_tensor`.
+    `content` is the flat data, or, with the shape of the dense matrix that it stands for, CSR.
+    """
+
+    content: Array | Csr
+    shape: tuple[int, ...]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of its numbers."""
+        return (self.content.values if isinstance(self.content, Csr) else self.content).dtype
+
+
+def read_json_tensor(value: object, where: str) -> JsonTensor:
+    """Read TensorData; whether CSR indices fit the shape is not looked at.
 
     Raises:
-        BadRequestError: it is not that, or shape and data differ.
+        BadRequestError: it is none, or shape and data of a dense one differ.
     """
     if not isinstance(value, dict) or not isinstance(value.get("data"), list):
         raise BadRequestError("must be an object with data, dtype and shape", field=where)
@@ -130,10 +152,22 @@ def decode_json_tensor(value: object, where: str, rows: int) -> Array:
             numbers(value.get(name) or [], np.dtype(np.int64), f"{where}.{name}")
             for name in ("sparse_crow_indices", "sparse_col_indices")
         )
-        return _dense(_Csr(array, starts, columns), shape, rows, where)
+        return JsonTensor(Csr(array, starts, columns), shape)
     if math.prod(shape) != array.size:
         raise BadRequestError(f"has {array.size} elements, which do not fill its shape {shape}", field=where)
-    return array.reshape(shape)
+    return JsonTensor(array, shape)
+
+
+def decode_json_tensor(value: object, where: str, rows: int) -> Array:
+    """TensorData as an array.
+
+    A sparse one must have `rows` rows, as in `decode_tensor`.
+
+    Raises:
+        BadRequestError: it is none, or its parts do not fit each other.
+    """
+    content, shape = read_json_tensor(value, where)
+    return _dense(content, shape, rows, where) if isinstance(content, Csr) else content.reshape(shape)
 
 
 def _shape(value: object, where: str) -> tuple[int, ...]:
@@ -161,6 +195,38 @@ def numbers(values: object, dtype: np.dtype[Any], where: str) -> Array:
         raise BadRequestError(f"must have {expected} of {dtype.name} only", field=where)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         return array.astype(dtype)
+
+
+def dense_tensor(array: Array) -> pb.Tensor:
+    """A float32, int64 or int32 array, with its shape."""
+    dtype = next(number for number, known in NUMPY_TYPES.items() if known == array.dtype)
+    return pb.Tensor(dense=np.ascontiguousarray(array).tobytes(), dtype=dtype, shape=array.shape)
+
+
+def csr_tensor(csr: Csr, shape: tuple[int, int]) -> pb.Tensor:
+    """A sparse float32 matrix of that shape."""
+    content = pb.SparseCsr(
+        values=csr.values.astype("<f4", copy=False).tobytes(),
+        crow_indices=csr.starts.astype("<i8", copy=False).tobytes(),
+        col_indices=csr.columns.astype("<i8", copy=False).tobytes(),
+    )
+    return pb.Tensor(sparse_csr=content, dtype=pb.DTYPE_FLOAT32, shape=shape)
+
+
+def tensor_as_json(message: pb.Tensor) -> dict[str, Any]:
+    """One of these as TensorData, which knows no int32."""
+    dtype = NUMPY_TYPES[message.dtype]
+    sparse = message.WhichOneof("encoding") == "sparse_csr"
+    data = np.frombuffer(message.sparse_csr.values if sparse else message.dense, dtype)
+    answer: dict[str, Any] = {
+        "data": data.tolist(),
+        "dtype": "float32" if dtype.kind == "f" else "int64",
+        "shape": list(message.shape),
+    }
+    if sparse:
+        answer["sparse_crow_indices"] = np.frombuffer(message.sparse_csr.crow_indices, "<i8").tolist()
+        answer["sparse_col_indices"] = np.frombuffer(message.sparse_csr.col_indices, "<i8").tolist()
+    return answer
 
 
 def batched_tensor(arrays: Sequence[npt.NDArray[np.float32]]) -> pb.BatchedTensor:

@@ -10,9 +10,9 @@ import numpy as np
 from sqlalchemy import Connection
 from typing_extensions import override
 
-from mint.engine.core import ModelInfo, PromptQuery, Result, Revision, Sample, Sampled, SamplingParams
+from mint.engine.core import ModelInfo, PromptQuery, Result, Revision, Sample, Sampled, SamplingParams, TopLogprobs
 from mint.engine.loss_specs import check_token_ids
-from mint.errors import BadRequestError
+from mint.errors import BadRequestError, GoneError
 from mint.server import access
 from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
@@ -21,19 +21,19 @@ from mint.wire import requests
 from mint.wire.documents import chunk_tokens
 from mint.wire.passes import PROTOBUF
 from mint.wire.requests import SampleRequest
-from mint.wire.samples import encode_sample, sampled_sequence
+from mint.wire.samples import PromptPart, TokenTable, encode_sample, sampled_sequence
+from mint.wire.targets import FIELD as TARGETS
+from mint.wire.targets import PromptTargets, decode_targets
 
-NOT_SERVED = (
-    "topk_prompt_logprobs",
-    "topk_sample_logprobs",
-    "prompt_alt_tokens_k",
-    "target_prompt_logprobs",
-)
-"""Request fields that would need an answer this server cannot give yet."""
+WITHOUT_SESSION = "sample"
+"""The stream of samples that name a model and no sampling session; their numbers are drawn here."""
+
+MAX_TOKENS = 1 << 22
+"""Of one request, drawn or told of, in sum over its sequences or positions."""
 
 
 class AsyncSample(Kind[SampleRequest]):
-    """Draw continuations of a prompt from a sampling session."""
+    """Draw continuations of a prompt, from a sampling session or straight from a model."""
 
     name = "sample"
     ordered = False
@@ -41,49 +41,129 @@ class AsyncSample(Kind[SampleRequest]):
 
     @override
     def parse(self, body: bytes, content_type: str) -> SampleRequest:
-        return parse_json(SampleRequest, body)
+        request = parse_json(SampleRequest, body)
+        if request.sampling_session_id is not None and (request.base_model or request.model_path):
+            raise BadRequestError(
+                "is given together with base_model or model_path; a session has its model", field="sampling_session_id"
+            )
+        return request
 
     @override
     def stream(self, request: SampleRequest) -> tuple[str, int]:
+        if request.sampling_session_id is None:
+            return WITHOUT_SESSION, secrets.randbits(62)
         seq_id = request.seq_id if request.seq_id is not None else secrets.randbits(62)
         return request.sampling_session_id, seq_id
 
     @override
     def resolve(self, connection: Connection, catalog: Catalog, request: SampleRequest, owner: str) -> dict[str, Any]:
-        sampler = access.sampler(connection, request.sampling_session_id, owner)
-        access.session(connection, sampler.session_id, owner)
-        return {
-            "model": sampler.base_model,
-            "directory": sampler.directory,
-            "num_samples": request.num_samples,
-        }
+        if request.sampling_session_id is None:
+            model, _, directory = access.sample_source(connection, request.base_model, request.model_path, owner)
+        else:
+            sampler = access.sampler(connection, request.sampling_session_id, owner)
+            access.session(connection, sampler.session_id, owner)
+            model, directory = sampler.base_model, sampler.directory
+        return {"model": model, "directory": directory, "num_samples": request.num_samples}
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SampleRequest) -> Sample:
-        for name in NOT_SERVED:
-            if getattr(request, name):
-                raise BadRequestError("is not served yet; prompt_logprobs is", field=name)
         model = catalog.model(operation.facts["model"])
         prompt = _prompt(request)
         check_token_ids(prompt, model, "prompt")
-        directory: str | None = operation.facts["directory"]
+        params = _params(request.sampling_params, model, len(prompt), operation.request_id)
+        _limit("num_samples", request.num_samples, params.max_tokens, "max_tokens")
+        _limit("topk_sample_logprobs", request.topk_sample_logprobs, request.num_samples * params.max_tokens, "tokens")
         return Sample(
-            revision=Revision(directory, catalog.checkpoint_dir / directory) if directory else None,
+            revision=_revision(catalog, operation.facts["directory"]),
             prompt=prompt,
             num_samples=request.num_samples,
-            params=_params(request.sampling_params, model, len(prompt), operation.request_id),
-            query=PromptQuery(last=len(prompt) - 1 if request.prompt_logprobs else 0),
+            params=params,
+            query=_query(request, model, len(prompt)),
+            top_logprobs=request.topk_sample_logprobs,
         )
 
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: SampleRequest, result: Result) -> Completion:
         sampled = expect(result, Sampled)
-        sequences = [sampled_sequence(s.tokens, s.logprobs, s.stop_reason) for s in sampled.sequences]
-        prompt_logprobs = sampled.prompt.logprobs
-        if prompt_logprobs is not None and request.prompt_logprobs_last_n is not None:
-            prompt_logprobs = prompt_logprobs.copy()
-            prompt_logprobs[: max(0, len(prompt_logprobs) - request.prompt_logprobs_last_n)] = np.nan
-        return Completion(encode_sample(sequences, prompt_logprobs), PROTOBUF)
+        sequences = [sampled_sequence(s.tokens, s.logprobs, s.stop_reason, _table(s.top)) for s in sampled.sequences]
+        return Completion(encode_sample(sequences, _prompt_part(request, sampled)), PROTOBUF)
+
+
+def _revision(catalog: Catalog, directory: str | None) -> Revision | None:
+    if directory is None:
+        return None
+    folder = catalog.checkpoint_dir / directory
+    if not folder.is_dir():
+        raise GoneError(
+            "its weights are gone: those without a name are kept while the client of their session is heard of",
+            field="sampling_session_id",
+        )
+    return Revision(directory, folder)
+
+
+def _limit(field: str, each: int, count: int, what: str) -> None:
+    """Refuse a request whose answer would be too large."""
+    if each * count > MAX_TOKENS:
+        raise BadRequestError(
+            f"{each} × {count} {what} is {each * count}; in one request it may be {MAX_TOKENS}", field=field
+        )
+
+
+def _query(request: SampleRequest, model: ModelInfo, length: int) -> PromptQuery:
+    """What is asked about the prompt; positions are those that some token precedes."""
+    positions, last = length - 1, request.prompt_logprobs_last_n
+    if last is not None and not request.prompt_logprobs:
+        raise BadRequestError("needs prompt_logprobs, of which it says how many", field="prompt_logprobs_last_n")
+    if last is not None and last > positions:
+        raise BadRequestError(
+            f"is {last}; of a prompt of {length} tokens, the last {positions} can be told",
+            field="prompt_logprobs_last_n",
+        )
+    for field in ("topk_prompt_logprobs", "topk_sample_logprobs"):
+        if getattr(request, field) > model.vocab_size:
+            raise BadRequestError(f"{model.name} has {model.vocab_size} tokens to tell of", field=field)
+    for field in ("topk_prompt_logprobs", "prompt_alt_tokens_k"):
+        _limit(field, getattr(request, field), positions, "positions")
+    targets = _targets(request, length)
+    if targets is not None and not ((targets.ids >= -1) & (targets.ids < model.vocab_size)).all():
+        raise BadRequestError(f"has an id outside -1…{model.vocab_size - 1}", field=TARGETS)
+    return PromptQuery(
+        last=(last or positions) if request.prompt_logprobs or request.topk_prompt_logprobs else 0,
+        top=request.topk_prompt_logprobs,
+        targets=targets.ids if targets is not None else None,
+        alternatives=request.prompt_alt_tokens_k if positions else 0,
+    )
+
+
+def _targets(request: SampleRequest, length: int) -> PromptTargets | None:
+    value = request.target_prompt_logprobs
+    return decode_targets(value, length) if value is not None else None
+
+
+def _prompt_part(request: SampleRequest, sampled: Sampled) -> PromptPart:
+    """The answers that were asked for; of a prompt of one token there is nothing to tell, in as many places."""
+    answer, length = sampled.prompt, sum(len(chunk.tokens or ()) for chunk in request.prompt.chunks)
+    logprobs, top, alternatives = answer.logprobs, _table(answer.top), _table(answer.alternatives)
+    if length == 1:
+        logprobs = np.full(1, np.nan, np.float32)
+        top = _nothing(1, request.topk_prompt_logprobs)
+        alternatives = _nothing(0, request.prompt_alt_tokens_k)
+    targets = _targets(request, length)
+    return PromptPart(
+        logprobs=logprobs if request.prompt_logprobs else None,
+        top=top if request.topk_prompt_logprobs else None,
+        targets=targets.answer(answer.targets) if targets is not None and answer.targets is not None else None,
+        alternatives=alternatives if request.prompt_alt_tokens_k else None,
+        cache_hit_tokens=sampled.cached_tokens,
+    )
+
+
+def _table(top: TopLogprobs | None) -> TokenTable | None:
+    return TokenTable(top.tokens, top.logprobs) if top is not None else None
+
+
+def _nothing(positions: int, each: int) -> TokenTable:
+    return TokenTable(np.full((positions, each), -1, np.int32), np.full((positions, each), -np.inf, np.float32))
 
 
 def _prompt(request: SampleRequest) -> np.ndarray[tuple[int], np.dtype[np.int32]]:

@@ -6,18 +6,23 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import count
+from pathlib import Path
 from secrets import token_hex
+from shutil import rmtree
 from time import time
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
+from mint.dispatch.sample_queue import SampleTicket
 from mint.dispatch.streams import History, Ticket
-from mint.engine.core import Command, ForwardBackward, Result
-from mint.errors import BadRequestError, MintError, PermissionDeniedError, UnavailableError
+from mint.engine.core import Command, ForwardBackward, RestoreRun, Result, Sample
+from mint.errors import BadRequestError, BusyError, MintError, PermissionDeniedError
 from mint.observability.logs import begin, bind
 from mint.server import limits
 from mint.server.accounting import accounted, measured
@@ -32,7 +37,7 @@ from mint.server.services import Services
 from mint.store import audit, journal, repository
 from mint.store.database import Database
 from mint.store.keys import Key
-from mint.store.schema import Operation, Run, Status
+from mint.store.schema import Operation, Run, RunSnapshot, Status
 from mint.store.usage import TOKENS
 from mint.wire.numbering import numbering
 from mint.wire.passes import JSON
@@ -69,8 +74,7 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
     Raises:
         MintError: the request is refused; its sequence number counts as spent, unless it may be sent again.
     """
-    if services.draining:
-        raise UnavailableError("the server is stopping")
+    services.check_accepting()
     try:
         return await _accept(services, kind, body, content_type, caller)
     except MintError as error:
@@ -89,10 +93,19 @@ async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: 
         first = journal.known(connection, stream, seq_id)
         if first is not None:
             return first, None
+        if not has_room:
+            raise BusyError(services.config.max_waiting_samples)
         facts = kind.resolve(connection, services.catalog, request, caller.owner)
         services.catalog.model(facts["model"])
         makes_run = kind.ordered and seq_id == 0
-        limits.check(connection, caller, makes_run=makes_run, stores=kind.stores, awaited=awaited)
+        limits.check(
+            connection,
+            caller,
+            makes_run=makes_run,
+            stores=kind.stores,
+            awaited=awaited,
+            heard_since=services.heard_since,
+        )
         operation = Operation(
             request_id=f"req-{token_hex(12)}",
             stream=stream,
@@ -113,11 +126,12 @@ async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: 
             audit.record(connection, "training_run_create", caller.owner, **what)
         return operation, command
 
-    operation, command = await services.database.transaction(write)
-    bind(request_id=operation.request_id, run_id=operation.stream)
-    if command is None:
-        return _retry_of(operation, kind, caller.owner)
-    _dispatch(services, kind, operation, request, command)
+    with nullcontext(True) if kind.ordered else services.samples.arriving(caller.owner) as has_room:
+        operation, command = await services.database.transaction(write)
+        bind(request_id=operation.request_id, run_id=operation.stream)
+        if command is None:
+            return _retry_of(operation, kind, caller.owner)
+        _dispatch(services, kind, operation, request, command)
     return operation
 
 
@@ -170,11 +184,11 @@ def _dispatch(services: Services, kind: Kind[R], operation: Operation, request: 
         await _finish(services, kind, operation, request, command, outcome)
 
     services.results.expect(operation)
-    ticket = Ticket(operation.request_id, operation.seq_id, operation.facts["model"], command, finish)
-    if kind.ordered:
-        services.dispatcher.submit(operation.stream, ticket)
+    what = operation.request_id, operation.seq_id, operation.facts["model"]
+    if isinstance(command, Sample):
+        services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.session_id))
     else:
-        services.dispatcher.sample(ticket)
+        services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
 
 
 async def _finish(
@@ -195,7 +209,12 @@ async def _finish(
         for use in used.keys() & TOKENS:
             services.metrics.tokens(use, used[use])
     except MintError as error:
-        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
+        await fail(services, operation, error)
+
+
+async def fail(services: Services, operation: Operation, error: MintError) -> None:
+    """Write down that an operation has failed, and how."""
+    await _write(services, operation, Status.FAILED, Completion(_failure(error)))
 
 
 def _complete(services: Services, kind: Kind[R], operation: Operation, request: R, result: Result) -> Completion:
@@ -264,31 +283,54 @@ async def _take_up(services: Services, operation: Operation) -> None:
         request = kind.parse(operation.payload, operation.payload_type)
         command = kind.plan(services.catalog, operation, request)
     except MintError as error:
-        await _write(services, operation, Status.FAILED, Completion(_failure(error)))
+        await fail(services, operation, error)
         services.dispatcher.skip(operation.stream, operation.seq_id)
     else:
         _dispatch(services, kind, operation, request, command)
 
 
 class ServerJournal:
-    """The journal as the dispatcher's recovery reads it.
+    """The journal as the dispatcher's recovery reads it, and the snapshots that recovery begins from."""
 
-    Recovery replays a run from its beginning: nothing but the journal is kept of a run's state.
-    """
-
-    def __init__(self, database: Database, catalog: Catalog) -> None:
+    def __init__(self, database: Database, catalog: Catalog, snapshot_dir: Path) -> None:
         self._database = database
         self._catalog = catalog
+        self._snapshot_dir = snapshot_dir
 
     async def history(self, run_id: str) -> History:
         """See `mint.dispatch.streams.Journal`."""
-        finished = await self._database.transaction(lambda c: journal.finished(c, run_id))
+
+        def read(connection: Connection) -> tuple[RunSnapshot | None, list[Operation]]:
+            snapshot = repository.find(connection, RunSnapshot, run_id=run_id)
+            return snapshot, journal.finished(connection, run_id, snapshot.seq_id if snapshot else -1)
+
+        snapshot, finished = await self._database.transaction(read)
         done = {operation.seq_id for operation in finished}
         # what lies below an executed operation and is not here never arrived, and was waited for long enough
-        executed = max((o.seq_id for o in finished if o.status == Status.DONE), default=-1)
+        before = snapshot.seq_id if snapshot else -1
+        executed = max((o.seq_id for o in finished if o.status == Status.DONE), default=before)
         next_seq_id = next(number for number in count(executed + 1) if number not in done)
         spent = frozenset(number for number in done if number > next_seq_id)
-        return History(next_seq_id, tuple(self._commands(finished)), spent)
+        start = [RestoreRun(run_id, self._snapshot_dir / snapshot.directory, with_optimizer=True)] if snapshot else []
+        return History(next_seq_id, (*start, *self._commands(finished)), spent)
+
+    def snapshot_folder(self, run_id: str, seq_id: int) -> Path:
+        """See `mint.dispatch.snapshots.SnapshotStore`."""
+        return self._snapshot_dir / quote(run_id, safe="") / str(seq_id)
+
+    async def commit_snapshot(self, run_id: str, seq_id: int, folder: Path, size_bytes: int) -> None:
+        """See `mint.dispatch.snapshots.SnapshotStore`."""
+        directory = str(folder.relative_to(self._snapshot_dir))
+
+        def write(connection: Connection) -> RunSnapshot | None:
+            before = repository.put_snapshot(connection, RunSnapshot(run_id, seq_id, directory, size_bytes, time()))
+            journal.drop_payloads(connection, run_id, seq_id)
+            return before
+
+        before = await self._database.transaction(write)
+        # the last one stays for one more round: a database that has lost its power may remember that one
+        kept = {folder.name} | ({Path(before.directory).name} if before else set())
+        await asyncio.to_thread(_remove_others, folder.parent, kept)
 
     def _commands(self, finished: Iterable[Operation]) -> Iterable[Command]:
         for operation in finished:
@@ -298,3 +340,9 @@ class ServerJournal:
                 command = kind.plan(self._catalog, operation, request)
                 if not (isinstance(command, ForwardBackward) and command.forward_only):
                     yield command
+
+
+def _remove_others(folder: Path, kept: set[str]) -> None:
+    for path in folder.iterdir():
+        if path.name not in kept:
+            rmtree(path, ignore_errors=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from shutil import rmtree
 from time import time
@@ -136,7 +137,10 @@ class SaveWeights(Kind[SaveWeightsRequest]):
 
 
 class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
-    """save_weights_for_sampler: a named revision, or without a name a sampling session of its own."""
+    """save_weights_for_sampler: a named revision, or without a name a sampling session of its own.
+
+    All inflight sampling sessions of a run sample the revision that was saved last for one of them.
+    """
 
     name = "save_weights_for_sampler"
     ordered = True
@@ -149,6 +153,8 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
         request = parse_json(SaveWeightsForSamplerRequest, body)
         if (request.path is None) == (request.sampling_session_seq_id is None):
             raise BadRequestError("give either a path or a sampling_session_seq_id", field="path")
+        if request.kind == "inflight" and request.path is not None:
+            raise BadRequestError("is 'inflight', which has no path; a path names a snapshot", field="kind")
         return request
 
     @override
@@ -164,8 +170,6 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
         owner: str,
     ) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
-        if request.kind == "inflight":
-            raise BadRequestError("'inflight' is not served yet; 'snapshot' is", field="kind")
         if request.path is not None:
             _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
         return {**_run_facts(run), "session_id": run.session_id}
@@ -185,12 +189,14 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
             checkpoint = _checkpoint(operation, request, path, result)
             return Completion.json({"path": path}, _put(checkpoint, overwrite=False))
         sampler = self._sampler(operation, request)
-        checkpoint = _checkpoint(operation, request, None, result)
+        checkpoint = replace(_checkpoint(operation, request, None, result), session_id=sampler.session_id)
 
         def effect(connection: Connection) -> None:
             _put(checkpoint, overwrite=False)(connection)
             if repository.put_sampler(connection, sampler).directory != sampler.directory:
                 raise BadRequestError(f"{sampler.sampler_id} exists already", field="sampling_session_seq_id")
+            if request.kind == "inflight":
+                repository.follow(connection, operation.stream, operation.seq_id, operation.request_id)
 
         return Completion.json({"sampling_session_id": sampler.sampler_id}, effect)
 
@@ -205,6 +211,8 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
             base_model=operation.facts["model"],
             created_at=time(),
             directory=operation.request_id,
+            inflight_run_id=operation.stream if request.kind == "inflight" else None,
+            inflight_seq_id=operation.seq_id if request.kind == "inflight" else None,
         )
 
 

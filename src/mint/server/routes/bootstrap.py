@@ -13,8 +13,8 @@ from mint.wire.requests import ClientConfigRequest, TelemetryRequest
 
 router = APIRouter(tags=["bootstrap"])
 
-UPLOADS_LOSSES = 0, 38
-"""The first version of the SDK that can have custom losses computed here."""
+LATEST = 0, 38
+"""The first version of the SDK that can have custom losses computed here, and copies of sampling clients numbered."""
 
 
 @router.get("/healthz")
@@ -27,17 +27,25 @@ async def healthz(services: AnyTime) -> JSONResponse:
 
 @router.post("/client/config")
 async def client_config(request: ClientConfigRequest, services: AnyTime, _owner: Poller) -> dict[str, Any]:
-    """Settings of the SDK. Its defaults suit this server, but that custom losses can be computed here."""
+    """Settings of the SDK.
+
+    Its defaults suit this server, but that custom losses can be computed here, and that numbers which copies of a
+    sampling client draw at random could be the same.
+    """
     version = re.match(r"(\d{1,9})\.(\d{1,9})", request.sdk_version or "")
-    uploads = version is not None and (int(version[1]), int(version[2])) >= UPLOADS_LOSSES
-    settings = {"custom_loss_server_side": uploads, "pjwt_auth_enabled": services.config.jwt_auth}
+    latest = version is not None and (int(version[1]), int(version[2])) >= LATEST
+    settings = {
+        "custom_loss_server_side": latest,
+        "sample_join_sampling_session": latest,
+        "pjwt_auth_enabled": services.config.jwt_auth,
+    }
     return {name: True for name, on in settings.items() if on}
 
 
 @router.post("/client/dynamic_config")
 async def dynamic_config(_request: ClientConfigRequest, _owner: Poller) -> dict[str, Any]:
-    """Settings that the SDK asks for again and again; the defaults."""
-    return {}
+    """Settings that the SDK asks for again and again: it shall tell of samples that nobody waits for any more."""
+    return {"sample_cancel_enabled": True}
 
 
 @router.post("/telemetry")

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
+from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from mint.dispatch.sample_queue import Wait
 from mint.errors import GoneError
 from mint.server import access
 from mint.server.dependencies import Poller, Ready
+from mint.server.operations.cancel import cancel
 from mint.store import journal
 from mint.store.schema import Operation, Status
 from mint.wire.passes import JSON, PROTOBUF, pass_output_as_json
-from mint.wire.requests import RetrieveFutureRequest
+from mint.wire.requests import CancelFutureRequest, RetrieveFutureRequest
 from mint.wire.samples import sample_as_json
 
 router = APIRouter(tags=["futures"])
+
+
+@router.post("/cancel_future", status_code=204)
+async def cancel_future(request: CancelFutureRequest, services: Ready, owner: Poller) -> Response:
+    """Nobody waits for this sample any more: it ends, and its memory is free. Once cancelled, it is so for good."""
+    await cancel(services, request.request_id, owner)
+    return Response(status_code=204)
 
 
 @router.post("/retrieve_future")
@@ -31,6 +42,7 @@ async def retrieve_future(request: RetrieveFutureRequest, http: Request, service
     if found is None:
         raise GoneError(f"{request_id} is unknown or has expired", field="request_id")
     access.owned(found, owner, "request_id", request_id)
+    services.presence.beat(found.session_id)
     if found.status == Status.PENDING and services.results.find(request_id) is None:
         # the journal has it, and this process does not work on it; asked at once, the client would ask again at once
         await asyncio.sleep(services.config.long_poll_seconds)
@@ -39,8 +51,20 @@ async def retrieve_future(request: RetrieveFutureRequest, http: Request, service
     if found.status == Status.PENDING:
         found = await services.results.wait(request_id, services.config.long_poll_seconds) or found
     if found.status == Status.PENDING:
-        return JSONResponse({"queue_state": "active"}, 408)
+        return JSONResponse(_queue_state(services.samples.wait(request_id)), 408)
     return _answer(found, http.headers.get("accept", ""))
+
+
+def _queue_state(wait: Wait | None) -> dict[str, Any]:
+    """What a pending answer says of a sample's place in line; everything else is under way."""
+    if wait is None:
+        return {"queue_state": "active"}
+    reason = f"number {wait.position} of {wait.depth} in line for a place in the batch"
+    answer = {"queue_state": "paused_capacity", "queue_position": wait.position, "queue_depth": wait.depth}
+    if wait.seconds is not None:
+        answer["estimated_wait_s"] = round(wait.seconds, 1)
+        reason += f", about {math.ceil(wait.seconds)} s at the present rate"
+    return {**answer, "queue_state_reason": reason}
 
 
 def _answer(operation: Operation, accept: str) -> Response:

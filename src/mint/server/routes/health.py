@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from time import time
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -15,7 +14,6 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mint.observability.metrics import gauge, gauges_by
 from mint.server.dependencies import Admin, AnyTime
-from mint.server.limits import LIVE_SECONDS
 from mint.server.services import Services
 from mint.store import counts
 
@@ -55,18 +53,30 @@ async def _is_writable(services: Services) -> bool:
 @router.get("/metrics")
 async def metrics(services: AnyTime, _admin: Admin) -> Response:
     """Prometheus's text format; Prometheus sends an admin's key as its bearer token."""
-    readings = await services.database.transaction(_readings)
+    since = services.heard_since
+    readings = await services.database.transaction(lambda c: _readings(c, since))
     readings.append(gauge("mint_database_bytes", "Size of the database.", await services.database.size_bytes()))
     readings.append(
         gauge("mint_operations_under_way", "Operations that this process works on.", services.results.under_way)
     )
-    workers = {model.name: float(services.fleet.has_worker(model.name)) for model in services.fleet.models()}
-    readings.append(gauges_by("mint_worker_up", "Whether a base model has a worker.", "model", workers))
+    readings += _models(services)
     return Response(services.metrics.exposition(readings), media_type=CONTENT_TYPE_LATEST)
 
 
-def _readings(connection: Connection) -> list[GaugeMetricFamily]:
-    since = time() - LIVE_SECONDS
+def _models(services: Services) -> list[GaugeMetricFamily]:
+    names = [model.name for model in services.fleet.models()]
+    waiting, out = services.samples.waiting_by_model(), services.samples.out_by_model()
+    up = {name: float(services.fleet.has_worker(name)) for name in names}
+    return [
+        gauges_by("mint_worker_up", "Whether a base model has a worker.", "model", up),
+        gauges_by("mint_samples_waiting", "Sample requests in line.", "model", {name: waiting[name] for name in names}),
+        gauges_by(
+            "mint_samples_running", "Sample requests with a worker.", "model", {name: out[name] for name in names}
+        ),
+    ]
+
+
+def _readings(connection: Connection, since: float) -> list[GaugeMetricFamily]:
     waiting: dict[str, Any] = counts.pending_by_kind(connection)
     sessions, runs = counts.open_sessions(connection, since), counts.live_runs(connection, None, since)
     return [

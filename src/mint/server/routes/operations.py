@@ -72,7 +72,9 @@ REVERSE_KL = (
 
 async def _submit(services: Services, kind: str, http: Request, caller: Key) -> Operation:
     body, content_type = await read_body(http, services.config.max_body_bytes)
-    return await submit(services, KINDS[kind], body, content_type, caller)
+    operation = await submit(services, KINDS[kind], body, content_type, caller)
+    services.presence.beat(operation.session_id)
+    return operation
 
 
 async def _training(services: Services, kind: str, http: Request, caller: Key) -> dict[str, Any]:

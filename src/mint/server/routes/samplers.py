@@ -8,14 +8,12 @@ from typing import Any
 from fastapi import APIRouter
 from sqlalchemy import Connection
 
-from mint.errors import BadRequestError
 from mint.server import access
 from mint.server.dependencies import Owner, Ready
 from mint.server.operations.weights import sampler_id_of
 from mint.store import repository
 from mint.store.schema import Sampler
-from mint.wire.paths import CheckpointPath
-from mint.wire.requests import CreateSamplingSessionRequest
+from mint.wire.requests import CreateSamplingSessionRequest, JoinSamplingSessionRequest
 
 router = APIRouter(tags=["samplers"])
 
@@ -28,7 +26,7 @@ async def create_sampling_session(
 
     def create(connection: Connection) -> Sampler:
         access.session(connection, request.session_id, owner)
-        base_model, path, directory = _source(connection, request, owner)
+        base_model, path, directory = access.sample_source(connection, request.base_model, request.model_path, owner)
         services.catalog.model(base_model)
         sampler = Sampler(
             sampler_id=sampler_id_of(request.session_id, request.sampling_session_seq_id),
@@ -46,22 +44,19 @@ async def create_sampling_session(
     return {"sampling_session_id": sampler.sampler_id, "type": "create_sampling_session"}
 
 
-def _source(
-    connection: Connection, request: CreateSamplingSessionRequest, owner: str
-) -> tuple[str, str | None, str | None]:
-    """Base model, path and folder of what is to be sampled."""
-    if request.model_path is None:
-        if request.base_model is None:
-            raise BadRequestError("give a base_model or a model_path", field="base_model")
-        return request.base_model, None, None
-    path = str(CheckpointPath.parse(request.model_path, "model_path"))
-    checkpoint = access.checkpoint(connection, path, owner, "model_path")
-    if request.base_model is not None and request.base_model != checkpoint.base_model:
-        raise BadRequestError(
-            f"is {request.base_model!r}, but {path} was trained on {checkpoint.base_model!r}",
-            field="base_model",
-        )
-    return checkpoint.base_model, path, checkpoint.directory
+@router.post("/join_sampling_session")
+async def join_sampling_session(
+    request: JoinSamplingSessionRequest, services: Ready, owner: Owner
+) -> dict[str, str | int]:
+    """A number for a copy of a sampling client, which numbers its samples from 10⁹ times that on."""
+    sampler_id = request.sampling_session_id
+
+    def join(connection: Connection) -> int:
+        sampler = access.sampler(connection, sampler_id, owner)
+        access.session(connection, sampler.session_id, owner)
+        return repository.count_clone(connection, sampler_id)
+
+    return {"client_counter": await services.database.transaction(join), "type": "join_sampling_session"}
 
 
 @router.get("/samplers/{sampler_id:path}")

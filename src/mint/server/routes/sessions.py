@@ -7,8 +7,9 @@ from time import time
 
 from fastapi import APIRouter, Request, Response
 from sqlalchemy import Connection
+from starlette.background import BackgroundTask
 
-from mint.server import access
+from mint.server import access, lifetimes
 from mint.server.dependencies import Owner, Poller, Ready
 from mint.store import repository
 from mint.store.schema import Session
@@ -45,12 +46,13 @@ async def heartbeat(request: HeartbeatRequest, services: Ready, owner: Poller) -
         repository.touch_session(connection, request.session_id)
 
     await services.database.transaction(beat)
+    services.presence.beat(request.session_id)
     return {"type": "session_heartbeat"}
 
 
 @router.post("/sessions/{session_id}/finish", status_code=204)
 async def finish_session(session_id: str, request: FinishSessionRequest, services: Ready, owner: Owner) -> Response:
-    """The client is done: its runs leave the engine. The first reason stands."""
+    """The client is done: its runs leave the engine, its samples and unnamed revisions go. The first reason stands."""
 
     def finish(connection: Connection) -> list[str]:
         access.owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
@@ -59,4 +61,5 @@ async def finish_session(session_id: str, request: FinishSessionRequest, service
 
     for run_id in await services.database.transaction(finish):
         services.dispatcher.unload(run_id)
-    return Response(status_code=204)
+    await lifetimes.cancel_samples(services, session_id, f"session {session_id} was finished")
+    return Response(status_code=204, background=BackgroundTask(lifetimes.discard_revisions, services, session_id))

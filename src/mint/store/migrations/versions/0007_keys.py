@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0007_keys"
-down_revision = "0003_rollout_correction"
+down_revision = "0004_sampling_sessions"
 
 
 def upgrade() -> None:

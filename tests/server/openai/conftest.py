@@ -1,0 +1,7 @@
+"""Fixtures of the tests of OpenAI's API."""
+
+from __future__ import annotations
+
+from .world import world
+
+__all__ = ["world"]
