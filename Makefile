@@ -16,15 +16,18 @@ help: ## This list
 install: $(STAMP) ## Make the environment in .venv, with `mint` on its path
 
 # torch comes first and by itself: which build pip takes then follows from its own settings, such as an index of CPU
-# builds, and not from what another package asks for.
+# builds, and not from what another package asks for. tinker-cookbook comes without what it depends on: its renderers need
+# no more than is here already, and tml-renderers, which it asks for, is not on every index in the version that it wants.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "making the environment in $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \
 		{ rm -rf $(VENV); echo "$(PYTHON) -m venv failed; on Debian: apt install python3-venv"; exit 1; }
-	@echo "  1/2 torch"
+	@echo "  1/3 torch"
 	@$(PIP) install --constraint constraints.txt torch
-	@echo "  2/2 MinT and the rest"
+	@echo "  2/3 MinT and the rest"
 	@$(PIP) install --constraint constraints.txt --editable '.[dev]'
+	@echo "  3/3 tinker-cookbook"
+	@$(PIP) install --constraint constraints.txt --no-deps tinker-cookbook
 	@touch $@
 
 quickstart: $(STAMP) ## Watch the built-in model learn, by SFT and then by RL

@@ -30,6 +30,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "client": EVERYONE,
     "mint": EVERYONE | {"client"},
     "tinker": EVERYONE | {"client"},
+    "renderers": {"tiny"},
     "__init__": EVERYONE | {"client", "mint", "tinker"},
     # the command line puts them together
     "cli": EVERYONE | {"store", "server", "client", "tiny"},

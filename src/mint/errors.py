@@ -7,6 +7,15 @@ code. The HTTP status lives on the class; the one place that turns errors into r
 
 from __future__ import annotations
 
+MAX_TEXT, MAX_FIELD = 2000, 200
+"""Characters of an error and of the field it names: both may quote what a client sent, however long that is."""
+
+
+def shortened(text: str, limit: int = MAX_TEXT) -> str:
+    """At most `limit` characters: a longer text keeps its beginning and its end, which often says what is allowed."""
+    kept = limit // 2 - 1
+    return text if len(text) <= limit else f"{text[:kept]}…{text[-kept:]}"
+
 
 class MintError(Exception):
     """Base of all errors that MinT raises on purpose.
@@ -16,6 +25,7 @@ class MintError(Exception):
         category: the SDK's category of a failed future: "user" or "server".
         retry_after: seconds after which a client may ask again; None where asking again is of no use.
         field: path of the offending field in the request, such as `data[3].loss_fn_inputs.weights`.
+            As the message, it is shortened if it is very long.
         datum: index of the offending datum in the request's `data`, where there is one.
     """
 
@@ -24,8 +34,8 @@ class MintError(Exception):
     retry_after: float | None = None
 
     def __init__(self, message: str, *, field: str | None = None, datum: int | None = None) -> None:
-        super().__init__(f"{field}: {message}" if field else message)
-        self.field = field
+        self.field = shortened(field, MAX_FIELD) if field else field
+        super().__init__(shortened(f"{self.field}: {message}" if field else message))
         self.datum = datum
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -25,6 +25,8 @@ assert ApiKeyAuthProvider("sk-key").api_key == "sk-key"
         "from mint import client",
         "import mint; hasattr(mint, '_repr_html_'), hasattr(mint, '__wrapped__'), hasattr(mint, 'server')",
         "from mint import errors",
+        "import mint.renderers; hasattr(mint.renderers, '__wrapped__')",
+        "import mint; mint.renderers",
     ],
 )
 def test_nothing_heavy_is_loaded_until_a_name_of_the_sdk_is_used(run_python: Callable[..., str], use: str) -> None:

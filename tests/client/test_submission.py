@@ -6,9 +6,10 @@ import asyncio
 import inspect
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 import tinker
@@ -16,7 +17,8 @@ from tinker import types
 from tinker.lib.api_future_impl import _APIFuture
 from tinker.lib.client_connection_pool_type import ClientConnectionPoolType
 from tinker.lib.internal_client_holder import InternalClientHolder
-from tinker.lib.public_interfaces.training_client import TrainingClient
+from tinker.lib.public_interfaces.training_client import TrainingClient, fetch_training_info
+from tinker.lib.queue_state_logger import QueueStateLogger
 from tinker.types.shared.untyped_api_future import UntypedAPIFuture
 
 import mint.mint as mintx
@@ -36,6 +38,12 @@ def test_the_private_parts_are_where_they_were() -> None:
     assert {"model_cls", "holder", "untyped_future", "request_start_time", "request_type", "queue_state_observer"} <= {
         *parameters(_APIFuture)
     }
+    assert parameters(InternalClientHolder.get_session_id) == ["self"]
+    assert parameters(InternalClientHolder.get_training_client_id) == ["self"]
+    assert parameters(fetch_training_info) == ["holder", "model_id"]
+    assert parameters(TrainingClient.__init__) == ["self", "holder", "model_seq_id", "model_id", "info"]
+    assert len(parameters(QueueStateLogger)) >= 2
+    assert isinstance(inspect.getattr_static(tinker.ServiceClient, "holder"), property)
     assert ClientConnectionPoolType.TRAIN
     assert {"request_id", "model_id"} <= UntypedAPIFuture.model_fields.keys()
 
@@ -177,3 +185,44 @@ def test_what_cannot_be_sent_uses_no_number(client: TrainingClient) -> None:
     (body,) = sent_by(client)
     assert body["seq_id"] == 1
     assert np.isnan(body["forward_backward_input"]["data"][0]["loss_fn_inputs"]["weights"]["data"][0])
+
+
+# ---------------------------------------------------------------- what is too large
+
+
+class Refusing(Http):
+    """Refuses what is longer than `limit`."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__()
+        self.limit = limit
+
+    async def post(self, path: str, *, body: bytes, options: dict[str, Any], cast_to: type[Any]) -> Any:
+        with suppress(tinker.TinkerError):
+            await super().post(path, body=body, options=options, cast_to=cast_to)
+        status = 413 if len(body) > self.limit else 400
+        request = httpx.Request("POST", "http://server")
+        raise tinker.APIStatusError("refused", response=httpx.Response(status, request=request), body=None)
+
+
+@pytest.mark.parametrize(("limit", "status", "times"), [(100, 413, 2), (1 << 20, 400, 1)])
+def test_a_number_that_was_not_read_is_given_up(client: TrainingClient, limit: int, status: int, times: int) -> None:
+    holder: Any = client.holder
+    holder.http = Refusing(limit)
+    refused: Any = mintx.train_step(client, [datum()], "cross_entropy", types.AdamParams())
+    with pytest.raises(tinker.APIStatusError) as caught:
+        asyncio.run(refused)
+    assert caught.value.status_code == status, "the first refusal is the one to know of"
+    assert len(holder.http.sent) == times
+    if times == 2:
+        assert holder.http.sent[1] == ("/api/v1/train_step", {"model_id": "s:train:0", "seq_id": 1})
+
+
+def test_settings_of_another_optimizer_are_never_sent(client: TrainingClient) -> None:
+    dimuon = types.DimuonParams(learning_rate=0.1)
+    for params in (dimuon, {"learning_rate": 0.1}, None):
+        with pytest.raises(TypeError, match="adam_params must be AdamParams"):
+            mintx.train_step(client, [datum()], "cross_entropy", params)  # type: ignore[arg-type]
+    mintx.train_step(client, [datum()], "cross_entropy", types.AdamParams())
+    (body,) = sent_by(client)
+    assert body["seq_id"] == 1

@@ -1,13 +1,15 @@
-"""Worker processes and their supervision, with a small program in the place of the engine."""
+"""Worker processes and their supervision, mostly with a small program in the place of the engine."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
 import textwrap
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import uvloop
@@ -17,8 +19,9 @@ from mint.dispatch import fleet as fleet_module
 from mint.dispatch import local_worker
 from mint.dispatch.fleet import Fleet
 from mint.dispatch.local_worker import LocalWorker
-from mint.engine.core import Unloaded, UnloadRun, WorkerDiedError
+from mint.engine.core import Progress, Sample, Sampled, SamplingParams, Unloaded, UnloadRun, WorkerDiedError
 from mint.errors import BadRequestError, ModelLoadError
+from mint.tiny import NAME, model_path
 
 PROGRAM = """
     import os, socket, sys, time
@@ -56,6 +59,7 @@ PROGRAM = """
         connection.sendall(channel.encode((number, answer)))
 """
 CONFIG = EngineConfig()
+INTERPRETER = sys.executable
 
 
 def play(scene: Callable[[], Awaitable[None]]) -> None:
@@ -205,5 +209,87 @@ def test_a_worker_that_does_not_start_is_started_again(monkeypatch: pytest.Monke
         assert await (await fleet.worker("one")).execute(UnloadRun("good")) == Unloaded()
         assert not failures
         await fleet.close()
+
+    play(scene)
+
+
+# ---------------------------------------------------------------- a real engine
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> ModelSource:
+    """The built-in model, and the engine that computes it."""
+    monkeypatch.setattr(local_worker.sys, "executable", INTERPRETER)
+    return ModelSource(NAME, str(model_path()))
+
+
+def sample(seed: int, max_tokens: int = 24, top_logprobs: int = 0) -> Sample:
+    prompt = np.arange(5, 17, dtype=np.int32)
+    return Sample(None, prompt, 2, SamplingParams(max_tokens, seed), top_logprobs=top_logprobs, stream=True)
+
+
+def test_what_a_stream_tells_adds_up_to_its_answer(tiny: ModelSource) -> None:
+    async def scene() -> None:
+        worker = await LocalWorker.start(tiny, CONFIG)
+        told: dict[int, list[Progress]] = {0: [], 1: []}
+        answers = [worker.execute(sample(seed, top_logprobs=2), told[seed].append) for seed in told]
+        unheard = worker.execute(sample(0, top_logprobs=2))
+        for seed, answer in enumerate(answers):
+            sampled = await answer
+            assert isinstance(sampled, Sampled)
+            assert len(told[seed]) > 1
+            for index, sequence in enumerate(sampled.sequences):
+                pieces = [progress.drawn[index] for progress in told[seed] if index in progress.drawn]
+                assert np.concatenate([tokens for tokens, _, _ in pieces]).tolist() == sequence.tokens.tolist()
+                assert np.concatenate([logprobs for _, logprobs, _ in pieces]).tolist() == sequence.logprobs.tolist()
+                assert sequence.top is not None
+                tops = [top.tokens for _, _, top in pieces if top is not None]
+                assert np.concatenate(tops).tolist() == sequence.top.tokens.tolist()
+        first, again = await answers[0], await unheard
+        assert isinstance(first, Sampled)
+        assert isinstance(again, Sampled)
+        assert [each.tokens.tolist() for each in again.sequences] == [each.tokens.tolist() for each in first.sequences]
+        assert not worker._listeners
+        await worker.close()
+
+    play(scene)
+
+
+def test_a_sample_that_is_cancelled_ends_and_others_go_on(tiny: ModelSource) -> None:
+    """There is room for one at a time, so that the next starts when the cancelled one has let go of its place."""
+
+    async def scene() -> None:
+        worker = await LocalWorker.start(tiny, EngineConfig(max_decode_batch=2))
+        length = worker.info.max_sample_length - 12
+        started = time.monotonic()
+        await worker.execute(sample(2))
+        seconds = time.monotonic() - started
+        drawing = asyncio.Event()
+        told: list[Progress] = []
+
+        def hear(progress: Progress) -> None:
+            told.append(progress)
+            drawing.set()
+
+        endless = worker.execute(sample(1, length), hear)
+        after = worker.execute(sample(2))
+        await drawing.wait()
+        endless.cancel()
+        async with asyncio.timeout(20 * seconds):  # to its end the first would take four times that
+            assert isinstance(await after, Sampled)
+        assert sum(len(tokens) for each in told for tokens, _, _ in each.drawn.values()) < length
+        heard = len(told)
+        # what was on its way when it was cancelled is heard by nobody, and an answer comes to nobody
+        assert await worker.execute(UnloadRun("nobody")) == Unloaded()
+        assert len(told) == heard
+        assert endless.cancelled()
+        # and those that have not begun, or have ended
+        waiting = [worker.execute(sample(seed)) for seed in range(3)]
+        assert all(answer.cancel() for answer in waiting)
+        assert not after.cancel()
+        assert isinstance(await worker.execute(sample(1, 3)), Sampled)
+        assert not worker._answers
+        assert not worker._listeners
+        await worker.close()
 
     play(scene)

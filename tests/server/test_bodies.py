@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import zstandard
 
-from mint.engine.core import ForwardBackward
+from mint.engine.core import CreateRun, ForwardBackward, OptimStep
 from mint.wire import messages_pb2 as pb
 
 from .inprocess import PROTOBUF, Serve, datum, play
+from .test_restarts import killed
 
 LIMIT = 20_000
+OLD = {"Accept": "application/json"}
 
 
 def test_no_route_reads_more_than_the_limit(serve: Serve) -> None:
@@ -79,17 +82,14 @@ def test_older_sdks_send_and_read_json(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
             run = await world.alice.run()
-            accept = {"Accept": "application/json"}
-            backward = await world.alice.ok(
-                "forward_backward", old_pass("forward_backward_input", run, 1), headers=accept
-            )
-            answer = await world.alice.ok("retrieve_future", {"request_id": backward["request_id"]}, headers=accept)
+            backward = await world.alice.ok("forward_backward", old_pass("forward_backward_input", run, 1), headers=OLD)
+            answer = await world.alice.ok("retrieve_future", {"request_id": backward["request_id"]}, headers=OLD)
             assert answer == {
                 "loss_fn_output_type": "ArrayRecord",
                 "loss_fn_outputs": [{"logprobs": {"data": [-2.0, -2.0], "dtype": "float32", "shape": [2]}}],
                 "metrics": {"loss:sum": 2.0},
             }
-            await world.alice.result("forward", old_pass("forward_input", run, 2), headers=accept)
+            await world.alice.result("forward", old_pass("forward_input", run, 2), headers=OLD)
             passes = [command for command in world.worker.executed if isinstance(command, ForwardBackward)]
             assert [command.forward_only for command in passes] == [False, True]
             bad = old_pass("forward_input", run, 3, data=[{"model_input": {"chunks": [{"tokens": [1.5]}]}}])
@@ -98,5 +98,35 @@ def test_older_sdks_send_and_read_json(serve: Serve) -> None:
             bad = {**old_pass("forward_input", run, 4), "forward_input": 7}
             assert (await world.alice.post("forward", bad)).status_code == 400
             await world.alice.step(run, 5)
+
+    play(scene)
+
+
+def test_a_forward_adds_no_gradients_whatever_it_is_sent(serve: Serve, tmp_path: Path) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            run = await world.alice.run()
+            message = pb.ForwardBackwardRequest(model_id=run, seq_id=1, data=[datum()], loss_fn="cross_entropy")
+            headers = {"Content-Type": PROTOBUF}
+            sent = await world.alice.send("POST", "forward", content=message.SerializeToString(), headers=headers)
+            await world.alice.retrieve(sent.json()["request_id"])
+            await world.alice.result("forward", old_pass("forward_backward_input", run, 2), headers=OLD)
+            passes = [command for command in world.worker.executed if isinstance(command, ForwardBackward)]
+            assert [command.forward_only for command in passes] == [True, True]
+            for path in ("forward", "forward_backward"):
+                number = 3 if path == "forward" else 4
+                both = {**old_pass("forward_input", run, number), **old_pass("forward_backward_input", run, number)}
+                response = await world.alice.post(path, both)
+                assert (response.status_code, response.json()["field"]) == (400, "forward_input")
+            await world.alice.step(run, 5)
+            world.worker.paused = True
+            pending = await world.alice.ok("forward", old_pass("forward_backward_input", run, 6))
+            folder = killed(tmp_path / "data")
+        async with serve(folder) as world:
+            await world.alice.retrieve(pending["request_id"])
+            # those that were done change nothing, and are not done again
+            commands = world.worker.executed
+            assert [type(command) for command in commands] == [CreateRun, OptimStep, ForwardBackward]
+            assert commands[-1].forward_only
 
     play(scene)

@@ -33,7 +33,8 @@ def test_every_setting_has_its_bounds(serve: Serve, path: str) -> None:
                 data = '{"data": [], "loss_fn": "cross_entropy"}'  # refused as well, but later
                 settings = f'{{"{name}": {value}}}'
                 body = f'{{"model_id": "{run}", "seq_id": {number}, "forward_backward_input": {data}, "adam_params": '
-                response = await world.alice.send("POST", path, content=f"{body}{settings}}}")
+                headers = {"Content-Type": "application/json"}
+                response = await world.alice.send("POST", path, content=f"{body}{settings}}}", headers=headers)
                 answer = response.json()
                 assert (response.status_code, answer["field"]) == (422, f"adam_params.{name}"), (name, value, answer)
             assert world.worker.times(OptimStep, TrainStep) == 0

@@ -143,6 +143,7 @@ OPERATIONS: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "negative rate": ("optim_step", {"adam_params": {"learning_rate": -1}}, 422, "adam_params.learning_rate"),
     "beta of one": ("optim_step", {"adam_params": {"beta1": 1.0}}, 422, "adam_params.beta1"),
     "another optimizer": ("optim_step", {"optimizer_params": {"type": "dimuon"}}, 400, "optimizer_params.type"),
+    "another optimizer's settings": ("optim_step", {"adam_params": {"type": "dimuon"}}, 400, "adam_params.type"),
     "name missing": ("save_weights", {}, 422, "path"),
     "name with a slash": ("save_weights", {"path": "a/b"}, 422, "path"),
     "name that climbs": ("save_weights", {"path": ".."}, 422, "path"),

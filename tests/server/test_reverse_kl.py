@@ -175,7 +175,8 @@ DATA: dict[str, tuple[dict[str, Any], str]] = {
 
 async def refused(world: World, run: str, seq_id: int, status: int, **fields: Any) -> dict[str, Any]:
     """A request that is refused, and what it says; the run's next number is carried out at once."""
-    response = await world.alice.send("POST", PATH, content=json.dumps(request(run, seq_id, **fields)))
+    content = json.dumps(request(run, seq_id, **fields))
+    response = await world.alice.send("POST", PATH, content=content, headers={"Content-Type": "application/json"})
     answer: dict[str, Any] = response.json()
     assert response.status_code == status, answer
     assert answer["detail"].startswith(answer["field"])
@@ -269,7 +270,8 @@ def test_whose_run_it_is(serve: Serve) -> None:
                 response = await world.alice.post(PATH, {**request(run, 1), "seq_id": seq_id})
                 assert (response.status_code, response.json()["field"]) == (400, "seq_id")
             for body in (b"", b"{", b"[]", b"\xff", b"[" * 100_000):
-                response = await world.alice.send("POST", PATH, content=body)
+                headers = {"Content-Type": "application/json"}
+                response = await world.alice.send("POST", PATH, content=body, headers=headers)
                 assert (response.status_code, response.json()["field"]) == (400, "body")
             await world.alice.step(run, 1)
             assert world.worker.times(ReverseKL, ForwardBackward) == 0

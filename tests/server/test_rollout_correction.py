@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from mint.engine.core import CreateRun, ForwardBackward
+import pytest
+
+from mint.engine.core import CreateRun, ForwardBackward, LoadState, RestoreRun
 from mint.engine.rollout_correction import parse_rollout_correction
 from mint.store import repository
 from mint.store.schema import Run
@@ -127,5 +129,62 @@ def test_a_datum_may_bring_its_own_mask(serve: Serve) -> None:
             command = world.worker.executed[-1]
             assert isinstance(command, ForwardBackward)
             assert [d.loss_inputs["mask"].tolist() for d in command.data] == [[1.0, 1.0, 1.0], [1.0, 0.0, 1.0]]
+
+    play(scene)
+
+
+# ---------------------------------------------------------------- runs that begin with a checkpoint
+
+
+async def loaded(api: Api, path: str, **fields: Any) -> Any:
+    body = {"session_id": await api.session(), "model_seq_id": 0, "path": path, **fields}
+    return await api.post("load_weights", body)
+
+
+async def checkpoint(world: World, run: str, kind: str = "save_weights") -> str:
+    path: str = (await world.alice.result(kind, {"model_id": run, "seq_id": 1, "path": "a"}))["path"]
+    return path
+
+
+@pytest.mark.parametrize("kind", ["save_weights", "save_weights_for_sampler"])
+def test_a_run_of_a_checkpoint_has_the_correction_of_the_run_that_made_it(serve: Serve, kind: str) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            path = await checkpoint(world, await new_run(world.alice, PUBLISHED), kind)
+            other = {"rollout_is": "token"}
+            for fields, expected in (
+                ({}, PUBLISHED),
+                ({"rollout_correction_config": other}, other),
+                ({"rollout_correction_config": None}, None),
+            ):
+                response = await loaded(world.alice, path, **fields)
+                run = (await world.alice.retrieve(response.json()["request_id"]))["model_id"]
+                found = await stored(world, run)
+                assert found is not None
+                assert found.rollout_correction == expected
+                correction = (await passed(world, run, 1)).rollout_correction
+                assert correction == (parse_rollout_correction(expected) if expected is not None else None)
+            plain = await checkpoint(world, await world.alice.run())
+            response = await loaded(world.alice, plain)
+            run = (await world.alice.retrieve(response.json()["request_id"]))["model_id"]
+            assert (await passed(world, run, 1)).rollout_correction is None
+
+    play(scene)
+
+
+def test_a_bad_configuration_loads_nothing(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            run = await new_run(world.alice, PUBLISHED)
+            path = await checkpoint(world, run)
+            response = await loaded(world.alice, path, rollout_correction_config={"rollout_is": "word"})
+            answer = response.json()
+            assert (response.status_code, answer["field"]) == (400, "rollout_correction_config.rollout_is"), answer
+            # a run that there is keeps the one it has
+            body = {"model_id": run, "seq_id": 2, "path": path, "rollout_correction_config": {}}
+            response = await world.alice.post("load_weights", body)
+            assert (response.status_code, response.json()["field"]) == (400, "rollout_correction_config")
+            assert world.worker.times(RestoreRun, LoadState) == 0
+            assert (await passed(world, run, 3)).rollout_correction == parse_rollout_correction(PUBLISHED)
 
     play(scene)

@@ -139,7 +139,7 @@ def test_unknown_fields_are_ignored_everywhere(serve: Serve, unknown: dict[str, 
             lora = {"rank": 4, **unknown}
             names = {"session_id": session, "model_seq_id": 0, "base_model": MODEL, "lora_config": lora}
             run = (await world.alice.result("create_model", {**names, **unknown}))["model_id"]
-            adam = {"learning_rate": 0.1, **unknown}
+            adam = {"learning_rate": 0.1, **unknown, "type": "adamw"}
             await world.alice.result("optim_step", {"model_id": run, "seq_id": 1, "adam_params": adam, **unknown})
             await world.alice.result("save_weights", {"model_id": run, "seq_id": 2, "path": "a", **unknown})
             path = f"tinker://{run}/weights/a"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def datum(tokens: object = (5, 6, 7), **inputs: Any) -> dict[str, Any]:
 
 def content(*data: Any, **fields: Any) -> dict[str, Any]:
     return {"data": list(data) or [datum()], "loss_fn": "cross_entropy", **fields}
+
+
+def csr(**fields: Any) -> dict[str, Any]:
+    """Weights (3, 2) with a one in each row."""
+    tensor = {"data": [1, 1, 1], "dtype": "float32", "shape": [3, 2]}
+    return {**tensor, "sparse_crow_indices": [0, 1, 2, 3], "sparse_col_indices": [0, 0, 1], **fields}
 
 
 def request(run: str, seq_id: int, **fields: Any) -> dict[str, Any]:
@@ -168,6 +175,25 @@ PASSES: dict[str, tuple[dict[str, Any], int, str]] = {
     "bad rate": ({"adam_params": {"learning_rate": -1}}, 422, "adam_params.learning_rate"),
     "settings that are none": ({"adam_params": []}, 422, "adam_params"),
     "another optimizer": ({"optimizer_params": {"type": "dimuon"}}, 400, "optimizer_params.type"),
+    "another optimizer's settings": ({"adam_params": {"type": "dimuon"}}, 400, "adam_params.type"),
+    "an optimizer that is none": ({"adam_params": {"type": 7}}, 422, "adam_params.type"),
+    "CSR that is nested": (
+        {"forward_backward_input": content(datum(), datum(weights=csr(sparse_crow_indices=[[0], [1], [2], [3]])))},
+        400,
+        "data[1].loss_fn_inputs.weights",
+    ),
+    "a boolean among numbers": (
+        {"forward_backward_input": content(datum(), datum(weights={"data": [True, 1, 1], "dtype": "float32"}))},
+        400,
+        "data[1].loss_fn_inputs.weights",
+    ),
+}
+
+
+ENCODINGS = {
+    "as it is": lambda text: text.encode(),
+    "with a half of a pair": lambda text: f'{{"other": "\\ud800", {text[1:]}'.encode(),
+    "utf-16": lambda text: text.encode("utf-16"),
 }
 
 
@@ -180,17 +206,21 @@ async def goes_on(world: World, run: str, seq_id: int) -> None:
 
 @pytest.mark.parametrize("case", PASSES)
 def test_what_is_refused(serve: Serve, case: str) -> None:
+    """In whatever encoding, although only one of them is read."""
     fields, status, field = PASSES[case]
 
     async def scene() -> None:
         async with serve() as world:
             run = await world.alice.run()
-            response = await world.alice.post("train_step", request(run, 1, **fields))
-            answer = response.json()
-            assert (response.status_code, answer["field"]) == (status, field), answer
-            assert answer["detail"].startswith(field)
-            assert answer.get("datum") == (1 if "[1]" in field else None)
-            await goes_on(world, run, 2)
+            for number, (encoding, encode) in enumerate(ENCODINGS.items(), 1):
+                body, headers = encode(json.dumps(request(run, number, **fields))), {"Content-Type": "application/json"}
+                response = await world.alice.send("POST", "train_step", content=body, headers=headers)
+                answer = response.json()
+                read = encoding == "as it is"
+                assert (response.status_code, answer["field"]) == ((status, field) if read else (400, "body")), answer
+                assert answer["detail"].startswith(answer["field"])
+                assert answer.get("datum") == (1 if read and "[1]" in field else None)
+            await goes_on(world, run, len(ENCODINGS) + 1)
 
     play(scene)
 
@@ -206,7 +236,8 @@ def test_whose_run_it_is(serve: Serve) -> None:
                 response = await world.alice.post("train_step", {**request(run, 1), "seq_id": seq_id})
                 assert (response.status_code, response.json()["field"]) == (400, "seq_id")
             for body in (b"", b"{", b"[]", b"\xff", b"[" * 100_000):
-                response = await world.alice.send("POST", "train_step", content=body)
+                headers = {"Content-Type": "application/json"}
+                response = await world.alice.send("POST", "train_step", content=body, headers=headers)
                 assert (response.status_code, response.json()["field"]) == (400, "body")
             await goes_on(world, run, 1)
 

@@ -188,6 +188,10 @@ def json_datum(tokens: Any = (5, 6), **inputs: Any) -> dict[str, Any]:
     return {"model_input": {"chunks": [{"tokens": tokens}]}, "loss_fn_inputs": inputs}
 
 
+SPARSE = {"data": [1, 1], "dtype": "int64", "shape": [2, 2]}
+SPARSE |= {"sparse_crow_indices": [0, 1, 2], "sparse_col_indices": [0, 1]}
+
+
 @pytest.mark.parametrize(
     "tokens", [[], [1.5], ["1"], [None], [True], [1 << 31], [-(1 << 31) - 1], [[1, 2], [3, 4]], [1 << 70], [[1], 2], 7]
 )
@@ -204,6 +208,9 @@ def test_json_tokens_are_never_guessed(tokens: Any) -> None:
         {"data": [1.5, 2], "dtype": "int64"},
         {"data": ["1", "2"], "dtype": "float32"},
         {"data": [True, False], "dtype": "float32"},
+        {"data": [True, 1], "dtype": "float32"},
+        {"data": [1, True], "dtype": "int64"},
+        {"data": [[1, 2], [3, False]], "dtype": "int64"},
         {"data": [1 << 63, 1], "dtype": "int64"},
         {"data": [1, 2], "dtype": "float64"},
         {"data": [1, 2], "dtype": "int64", "shape": [3]},
@@ -214,6 +221,11 @@ def test_json_tokens_are_never_guessed(tokens: Any) -> None:
         {"data": {"0": 1}, "dtype": "int64"},
         {"data": [1], "dtype": "int64", "shape": [2, 2], "sparse_crow_indices": [0, 1], "sparse_col_indices": [0]},
         {"data": [1], "dtype": "int64", "shape": [2, 2], "sparse_crow_indices": [0, 1, 1]},
+        {**SPARSE, "data": [[1], [1]]},
+        {**SPARSE, "sparse_crow_indices": [[0], [1], [2]]},
+        {**SPARSE, "sparse_crow_indices": [[0, 1, 2]]},
+        {**SPARSE, "sparse_col_indices": [[0], [1]]},
+        {**SPARSE, "sparse_col_indices": [0, True]},
         [1, 2],
         None,
     ],
@@ -234,7 +246,11 @@ def test_json_tensors_are_never_guessed(tensor: Any) -> None:
         (b"\xff", "body"),
         (b"[" * 100_000, "body"),
         (b"[]", "body"),
+        (b'{"a": "\\ud800"}', "body"),
+        (b'{"a": {"\\udfff": 1}}', "body"),
+        ("{}".encode("utf-16"), "body"),
         (b"{}", "forward_backward_input"),
+        (as_json(forward_input={}), "forward_input"),
         (as_json(content={"data": None}), "forward_backward_input.data"),
         (as_json(content={"loss_fn_config": {"a": True}}), "forward_backward_input.loss_fn_config.a"),
         (as_json(content={"loss_fn_config": {"a": 10**400}}), "forward_backward_input.loss_fn_config.a"),
@@ -269,12 +285,16 @@ def test_damaged_bytes_give_nothing_but_refusals(data: st.DataObject) -> None:
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
     cut = bytes(body[: data.draw(st.integers(0, len(body)))])
     for content_type in (PROTOBUF, JSON):
-        numbering(cut, content_type)
+        numbering(cut)
         with suppress(BadRequestError):
             list(decode_pass(cut, content_type).data)
 
 
-@given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | st.text(), st.lists))
+# surrogates too: JSON can say them
+TEXT = st.text(st.characters(exclude_categories=()))
+
+
+@given(st.recursive(st.none() | st.booleans() | st.floats() | st.integers() | TEXT, st.lists))
 def test_any_json_in_any_place_gives_nothing_but_refusals(value: Any) -> None:
     bodies = [
         as_json(content={"data": value}),
@@ -284,6 +304,7 @@ def test_any_json_in_any_place_gives_nothing_but_refusals(value: Any) -> None:
         as_json(content={"data": [json_datum(weights=value)]}),
         as_json(content={"data": [json_datum(weights={"data": value, "dtype": "float32"})]}),
         as_json(content={"data": [json_datum(weights={"data": [1], "dtype": "int64", "shape": value})]}),
+        *(as_json(content={"data": [json_datum(weights={**SPARSE, name: value})]}) for name in SPARSE),
         as_json(content={"loss_fn_config": value}),
         as_json(seq_id=value),
     ]
@@ -292,11 +313,14 @@ def test_any_json_in_any_place_gives_nothing_but_refusals(value: Any) -> None:
             list(decode_pass(body, JSON).data)
 
 
-def test_a_refused_request_still_tells_its_number() -> None:
-    assert numbering(VALID, PROTOBUF) == ("s:train:0", 3)
-    assert numbering(b'{"model_id": "m", "seq_id": 4, "path": 7}', JSON) == ("m", 4)
-    assert numbering(b'{"model_id": "m"}', JSON) == ("", 0)
-    assert numbering(b"\xff", PROTOBUF) == ("", 0)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32"])
+def test_a_body_that_is_not_taken_still_tells_its_number(encoding: str) -> None:
+    assert numbering(VALID) == ("s:train:0", 3)
+    for other in ('"path": 7', '"a": "\\ud800"', f'"a": {"[" * 500}{"]" * 500}'):
+        assert numbering(f'{{"model_id": "m", "seq_id": 4, {other}}}'.encode(encoding)) == ("m", 4)
+    for hopeless in ('{"model_id": "m"}', '{"model_id": "\\ud800", "seq_id": 4}', "{", "[]", "[" * 100_000):
+        assert numbering(hopeless.encode(encoding)) is None
+    assert numbering(b"\xff") is None
 
 
 # ---------------------------------------------------------------- compression

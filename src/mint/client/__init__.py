@@ -2,10 +2,12 @@
 
     hook         prepares the SDK when it is first imported; gives its modules their `mint.` names
     namespace    the lazy names of `mint` and `mint.tinker`
-    patches      the changes made to the SDK; the only file that knows its private modules
+    patches      the changes made to the SDK; knows its private modules
     discovery    which base URL and which key, from arguments, environment and the credentials file
     credentials  the credentials file that a running `mint serve` leaves for its user's clients
     pickling     how a pickled client prepares the SDK in the process that loads it
+    submission   sends operations of MinT's own through the SDK's clients; knows their private parts
 
+Nothing else knows private parts of the SDK but `patches` and `submission`.
 Must not import the server, the engine or torch.
 """

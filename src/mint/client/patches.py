@@ -7,9 +7,9 @@
  5. With no key at all, the error says how to start a server and what to set.
  6. A pickled sampling client prepares the SDK in the process that loads it.
 
-With `submission`, the only file that knows private modules of the SDK. It tells a check or a variable by
-what it does where it can, so that one text serves several SDK versions, and reports what it did not find.
-How an endpoint is chosen it must not know: that is `discovery`.
+It knows private modules of the SDK. It tells a check or a variable by what it does where it can, so that one text
+serves several SDK versions, and reports what it did not find. How an endpoint is chosen it must not know: that is
+`discovery`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Sends an operation of MinT's own as the SDK's training client sends its: in its turn, under its next number.
+"""Sends an operation of MinT's own as the SDK's clients send theirs: in its turn, under its next number.
 
-With `patches`, the only file that knows private parts of the SDK; a test fails when those it uses have moved. What the
-operations are it must not know.
+It knows private parts of the SDK; a test fails when those it uses have moved. What the operations are it must not know.
 """
 
 from __future__ import annotations
@@ -9,13 +8,18 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
-    from tinker import APIFuture, TrainingClient
+    from tinker import APIFuture, ServiceClient, TrainingClient
+    from tinker.lib.internal_client_holder import InternalClientHolder
+    from tinker.types.shared.untyped_api_future import UntypedAPIFuture
 
 T = TypeVar("T")
 R = TypeVar("R")
+
+TOO_LARGE = 413
 
 
 def submit(
@@ -37,8 +41,6 @@ def submit(
         TypeError: the request is no JSON. No number has been used.
     """
     from tinker.lib.api_future_impl import _APIFuture  # noqa: PLC0415
-    from tinker.lib.client_connection_pool_type import ClientConnectionPoolType  # noqa: PLC0415
-    from tinker.types.shared.untyped_api_future import UntypedAPIFuture  # noqa: PLC0415
 
     holder = client.holder
     # First the text, then the number: one that is used up and never sent holds up the run.
@@ -47,19 +49,10 @@ def submit(
     # not the SDK's own way to send JSON, which refuses NaN only now; the server says where it is
     body = f'{text[:-1]}, "seq_id": {place + 1}}}'.encode()
 
-    async def post() -> UntypedAPIFuture:
-        with holder.aclient(ClientConnectionPoolType.TRAIN) as http:
-            return await http.post(
-                f"/api/v1/{path}",
-                body=body,
-                options={"headers": {"Content-Type": "application/json"}},
-                cast_to=UntypedAPIFuture,
-            )
-
     async def run() -> R:
         started = time.time()
         async with client._take_turn(place):
-            accepted = await holder.execute_with_retries(post)
+            accepted = await _post_in_turn(holder, path, body, client.model_id, place + 1)
         result = await _APIFuture(
             answer,
             holder,
@@ -69,5 +62,73 @@ def submit(
             queue_state_observer=client._queue_state_logger,
         )
         return read(result)
+
+    return holder.run_coroutine_threadsafe(run())
+
+
+async def _post_in_turn(
+    holder: InternalClientHolder, path: str, body: bytes, model_id: str, seq_id: int
+) -> UntypedAPIFuture:
+    from tinker import APIStatusError  # noqa: PLC0415
+
+    try:
+        return await _post(holder, path, body)
+    except APIStatusError as error:
+        if error.status_code == TOO_LARGE:
+            # The server has not read whose number this is, and would wait for it. It refuses what comes without a
+            # content too, and then the number is spent.
+            number_alone = json.dumps({"model_id": model_id, "seq_id": seq_id}).encode()
+            with suppress(APIStatusError):
+                await _post(holder, path, number_alone)
+        raise
+
+
+async def _post(holder: InternalClientHolder, path: str, body: bytes) -> UntypedAPIFuture:
+    from tinker.lib.client_connection_pool_type import ClientConnectionPoolType  # noqa: PLC0415
+    from tinker.types.shared.untyped_api_future import UntypedAPIFuture  # noqa: PLC0415
+
+    async def once() -> UntypedAPIFuture:
+        with holder.aclient(ClientConnectionPoolType.TRAIN) as http:
+            return await http.post(
+                f"/api/v1/{path}",
+                body=body,
+                options={"headers": {"Content-Type": "application/json"}},
+                cast_to=UntypedAPIFuture,
+            )
+
+    return await holder.execute_with_retries(once)
+
+
+def create_run(service: ServiceClient, base_model: str, request: dict[str, Any]) -> APIFuture[TrainingClient]:
+    """Make a run of a service client's session, and a training client of it.
+
+    Args:
+        request: what the body of create_model has beside the session, its number there and `base_model`; JSON.
+
+    Raises:
+        TypeError: the request is no JSON. No number has been used.
+    """
+    from tinker import TrainingClient, types  # noqa: PLC0415
+    from tinker.lib.api_future_impl import _APIFuture  # noqa: PLC0415
+    from tinker.lib.public_interfaces.training_client import fetch_training_info  # noqa: PLC0415
+    from tinker.lib.queue_state_logger import QueueStateLogger  # noqa: PLC0415
+
+    json.dumps(request)
+    holder = service.holder
+    session_id, number = holder.get_session_id(), holder.get_training_client_id()
+    whole = {**request, "session_id": session_id, "model_seq_id": number, "base_model": base_model}
+
+    async def run() -> TrainingClient:
+        started = time.time()
+        created = await _APIFuture(
+            types.CreateModelResponse,
+            holder,
+            await _post(holder, "create_model", json.dumps(whole).encode()),
+            request_start_time=started,
+            request_type="CreateModel",
+            queue_state_observer=QueueStateLogger(base_model, "Model creation"),
+        )
+        info = await fetch_training_info(holder, created.model_id)
+        return TrainingClient(holder, model_seq_id=number, model_id=created.model_id, info=info)
 
     return holder.run_coroutine_threadsafe(run())

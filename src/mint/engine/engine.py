@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import traceback
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -86,6 +87,7 @@ class Engine:
         self._generator = Generator(model, config, token_bytes, constraints)
         self._revisions = RevisionCache(model.sites, model.device, config.revision_cache_bytes)
         self._passes: tuple[tuple[int, ...], PassExecution | Distillation] | None = None
+        self._to_retry: deque[tuple[int, ForwardBackward]] = deque()
         self._first_halves: dict[int, Passed | MintError | None] = {}
 
     @property
@@ -100,7 +102,7 @@ class Engine:
 
     @property
     def _has_training(self) -> bool:
-        return self._passes is not None or self._scheduler.has_training
+        return self._passes is not None or bool(self._to_retry) or self._scheduler.has_training
 
     def submit(self, number: int, command: Command) -> Iterable[Answer]:
         """Queue a command; the answers are those that are known at once, which are refusals."""
@@ -135,6 +137,10 @@ class Engine:
     def _train(self) -> Iterator[Answer]:
         if self._passes is not None:
             yield from self._advance()
+            return
+        if self._to_retry:
+            number, command = self._to_retry.popleft()
+            yield from self._begin((number,), [command])
             return
         work = self._scheduler.next_training()
         if isinstance(work, Passes):
@@ -220,9 +226,7 @@ class Engine:
             return
         for number, command in zip(numbers, passes, strict=True):
             assert isinstance(command, ForwardBackward), "a distillation runs alone"
-            yield from self._begin((number,), [command])
-            while self._passes is not None:
-                yield from self._advance()
+            self._to_retry.append((number, command))
 
     # --- everything else ------------------------------------------------------------------------------------
 

@@ -50,7 +50,8 @@ class KVCache:
 
         A place that a mask hides still counts as 0 × its value, which a NaN or ∞ left there would survive.
         """
-        self._memory.index_fill_(1, torch.tensor(blocks, device=self._memory.device), 0)
+        for block in blocks:  # which is faster than an index of them all
+            self._memory[:, block].zero_()
 
     def copy_block(self, source: int, targets: Sequence[int]) -> None:
         """Copy one block to others, in all layers."""

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, NoReturn
 from mint.client.discovery import Endpoint
 from mint.client.discovery import resolve as _resolve
 from mint.client.namespace import mint_version as _mint_version
+from mint.mint.rollout_correction import RolloutCorrectionConfig, create_lora_training_client
 from mint.mint.training import ReverseKLDatum, ReverseKLOutput, forward_backward_reverse_kl, train_step
 
 __all__ = [
     "Endpoint",
     "ReverseKLDatum",
     "ReverseKLOutput",
+    "RolloutCorrectionConfig",
     "__version__",
+    "create_lora_training_client",
     "credentials",
     "forward_backward_reverse_kl",
     "train_step",

@@ -83,10 +83,13 @@ def train_step(
     one request, so the server's limit on a request is the limit on a step.
 
     Raises:
-        TypeError, ValueError: a setting is neither a number nor text. What the server refuses, the future raises.
+        TypeError, ValueError: a setting is neither a number nor text, or the parameters are those of another optimizer
+            than Adam. What the server refuses, the future raises.
     """
     from tinker import types  # noqa: PLC0415
 
+    if not isinstance(adam_params, types.AdamParams):
+        raise TypeError(f"adam_params must be AdamParams, is {type(adam_params).__name__}")
     config = {name: value if isinstance(value, str) else float(value) for name, value in (loss_fn_config or {}).items()}
     content = {"data": [_datum(datum) for datum in data], "loss_fn": loss_fn, "loss_fn_config": config}
     request = {"forward_backward_input": content, "adam_params": adam_params.model_dump()}

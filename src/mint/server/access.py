@@ -58,11 +58,6 @@ def checkpoint(connection: Connection, path: str, owner: str, field: str) -> Che
     return owned(repository.live_checkpoint(connection, path), owner, field, path)
 
 
-def custom_loss(connection: Connection, loss_id: str, owner: str, field: str) -> CustomLoss:
-    """An uploaded loss."""
-    return owned(repository.find(connection, CustomLoss, loss_id=loss_id), owner, field, loss_id)
-
-
 def sample_source(
     connection: Connection, base_model: str | None, model_path: str | None, owner: str
 ) -> tuple[str, str | None, str | None]:

@@ -1,4 +1,4 @@
-"""What requests can refer to: the served base models and the folder of checkpoints."""
+"""What requests can refer to: the served base models, the folder of checkpoints, uploaded losses."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from mint.config import ServerConfig
 from mint.dispatch.fleet import Fleet
 from mint.engine.core import ModelInfo
 from mint.errors import BadRequestError
+from mint.server.losses import Losses
 
 
 class Catalog:
@@ -15,6 +16,7 @@ class Catalog:
 
     def __init__(self, config: ServerConfig, fleet: Fleet) -> None:
         self.checkpoint_dir: Path = config.checkpoint_dir
+        self.losses = Losses()
         self._served = [source.name for source in config.models]
         self._fleet = fleet
 

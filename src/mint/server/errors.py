@@ -12,8 +12,9 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
+from typing_extensions import override
 
-from mint.errors import AuthenticationError, MintError, PermissionDeniedError
+from mint.errors import MAX_FIELD, AuthenticationError, BadRequestError, MintError, PermissionDeniedError, shortened
 from mint.server.services import Services
 from mint.store import audit
 from mint.store.keys import Key
@@ -22,10 +23,10 @@ logger = logging.getLogger(__name__)
 
 
 class ErrorResponse(JSONResponse):
-    """An error as JSON in ASCII: it may repeat text of the request that UTF-8 cannot hold."""
+    """An error as JSON in ASCII: it may quote what UTF-8 cannot write."""
 
+    @override
     def render(self, content: Any) -> bytes:
-        """See starlette."""
         return json.dumps(content).encode()
 
 
@@ -34,10 +35,11 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(MintError, _mint_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(UnicodeEncodeError, _no_unicode)
     app.add_exception_handler(Exception, _unexpected)
 
 
-async def _mint_error(request: Request, error: Exception) -> JSONResponse:
+async def _mint_error(request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, MintError)
     body: dict[str, object] = {"detail": str(error), "type": type(error).__name__}
     if error.field is not None:
@@ -76,19 +78,25 @@ async def _note_refusal(request: Request, error: PermissionDeniedError) -> None:
         logger.exception("a refusal could not be written to the audit log")
 
 
-async def _validation_error(_request: Request, error: Exception) -> JSONResponse:
+async def _no_unicode(request: Request, _error: Exception) -> ErrorResponse:
+    """JSON can say half a pair of surrogates, which is text that no column of the database takes."""
+    return await _mint_error(request, BadRequestError("has text that is no Unicode: a lone surrogate", field="body"))
+
+
+async def _validation_error(_request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     parts = [] if first["type"] == "json_invalid" else [str(part) for part in first["loc"] if part != "body"]
-    field = ".".join(parts) or "body"
-    return ErrorResponse({"detail": f"{field}: {first['msg']}", "type": "InvalidBodyError", "field": field}, 422)
+    field = shortened(".".join(parts), MAX_FIELD) or "body"
+    detail = shortened(f"{field}: {first['msg']}")
+    return ErrorResponse({"detail": detail, "type": "InvalidBodyError", "field": field}, 422)
 
 
-async def _http_error(_request: Request, error: Exception) -> JSONResponse:
+async def _http_error(_request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, HTTPException)
     return ErrorResponse({"detail": error.detail}, error.status_code, error.headers)
 
 
-async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+async def _unexpected(request: Request, error: Exception) -> ErrorResponse:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return ErrorResponse({"detail": "an error of the server; its log says more"}, 500)

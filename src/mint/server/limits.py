@@ -7,6 +7,7 @@ taken in and then held back for a limit.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from time import monotonic
 
 from sqlalchemy import Connection
@@ -41,26 +42,35 @@ class Rates:
         self._buckets[key.key_id] = left - 1, now
 
 
-def check(
-    connection: Connection, key: Key, *, makes_run: bool, stores: bool, awaited: bool, heard_since: float
-) -> None:
-    """Refuse an operation that a limit of its key has no room for.
+@dataclass(frozen=True)
+class Asked:
+    """What of an operation limits are about.
 
-    Args:
+    Attributes:
         makes_run: it begins a run.
         stores: it leaves a checkpoint.
         awaited: its run can go on with this operation only: a queue that is full of later ones must not keep it out.
         heard_since: a session that was not heard of since then, in Unix seconds, holds no run any more.
+    """
+
+    makes_run: bool
+    stores: bool
+    awaited: bool
+    heard_since: float
+
+
+def check(connection: Connection, key: Key, asked: Asked) -> None:
+    """Refuse an operation that a limit of its key has no room for.
 
     Raises:
         RateLimitError: too much waits or is under way already.
         LimitExceededError: too much is there already.
     """
-    if not awaited:
+    if not asked.awaited:
         _check_queue(connection, key)
-    if makes_run:
-        _check_live_runs(connection, key, heard_since)
-    if stores:
+    if asked.makes_run:
+        _check_live_runs(connection, key, asked.heard_since)
+    if asked.stores:
         _check_stored_bytes(connection, key)
 
 

@@ -198,7 +198,7 @@ samplers = Table(
 
 @dataclass(frozen=True)
 class CustomLoss:
-    """An uploaded loss: `graph` has its inputs and nodes as they came, which have been checked."""
+    """An uploaded loss: `graph` has what it computes, {format, inputs, nodes}, which has been checked."""
 
     loss_id: str
     session_id: str
@@ -246,10 +246,11 @@ snapshots = Table(
 class Operation:
     """One journaled request and, once there is one, its result.
 
-    `stream` and `seq_id` are the client's own numbering (a run, or a sampling session) and identify a retry;
-    `payload` is the request body as it came, `payload_type` its content type. `facts` is what it referred to when
-    it was accepted (base model, checkpoint folder, seed), so that a replay does the same whatever has changed. What
-    lies before a snapshot is never replayed, and its payload is dropped.
+    `stream` and `seq_id` are the client's own numbering (a run, a sampling session, or the losses of a session,
+    `<session>:loss`) and identify a retry; `payload` is the request body as it came, `payload_type` its content type.
+    `facts` is what it referred to when it was accepted (base model, checkpoint folder, seed), so that a replay does the
+    same whatever has changed. What is never carried out, a refused request or an uploaded loss, has neither; what lies
+    before a snapshot is never carried out again, and its payload is dropped.
     """
 
     request_id: str

@@ -10,15 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mint.errors import BadRequestError
-from mint.wire.documents import (
-    list_at,
-    model_input_tokens,
-    number_at,
-    object_at,
-    read_object,
-    run_named,
-    sequence_number,
-)
+from mint.wire.documents import list_at, model_input_tokens, number_at, object_at, run_named, sequence_number
+from mint.wire.passes import read_json
 from mint.wire.tensors import JSON_TYPES, Array, decode_json_tensor, numbers
 
 
@@ -46,7 +39,7 @@ class DistillationRequest:
     temperature: float
 
 
-def decode_distillation(body: bytes) -> DistillationRequest:
+def decode_distillation(body: bytes, content_type: str) -> DistillationRequest:
     """`{model_id, reference_model_path?, data: [datum], temperature?, seq_id}`.
 
     A datum is `{student_input, reference_input, target_tokens, weights?}`: two ModelInputs, and for the others
@@ -55,7 +48,7 @@ def decode_distillation(body: bytes) -> DistillationRequest:
     Raises:
         BadRequestError: it is not that.
     """
-    document = read_object(body)
+    document = read_json(body, content_type)
     path = document.get("reference_model_path")
     if not isinstance(path, str | None):
         raise BadRequestError("must be text or null", field="reference_model_path")

@@ -102,9 +102,19 @@ def decode_pass(body: bytes, content_type: str) -> PassRequest:
     """
     if content_type == PROTOBUF:
         return _from_protobuf(body)
-    if content_type == JSON:
-        return pass_from_json(read_object(body))
-    raise BadRequestError(f"is {content_type!r}; {PROTOBUF} and {JSON} are accepted", field="Content-Type")
+    return pass_from_json(read_json(body, content_type, PROTOBUF))
+
+
+def read_json(body: bytes, content_type: str, *others: str) -> dict[str, Any]:
+    """A body that must be a JSON object, where the caller has read what comes as one of `others`.
+
+    Raises:
+        BadRequestError: it is none, or is said to be something else.
+    """
+    if content_type != JSON:
+        accepted = " and ".join((*others, JSON))
+        raise BadRequestError(f"is {content_type!r}; accepted: {accepted}", field="Content-Type")
+    return read_object(body)
 
 
 def _from_protobuf(body: bytes) -> PassRequest:
@@ -173,6 +183,8 @@ def pass_from_json(document: dict[str, Any]) -> PassRequest:
         BadRequestError: it is not that.
     """
     forward_only = "forward_input" in document
+    if forward_only and "forward_backward_input" in document:
+        raise BadRequestError("comes with forward_backward_input; a request has one of them", field="forward_input")
     name = "forward_input" if forward_only else "forward_backward_input"
     content = object_at(document.get(name), name)
     data = list_at(content.get("data"), f"{name}.data")

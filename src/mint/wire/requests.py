@@ -150,6 +150,7 @@ class AdamParams(WireModel):
     An `eps` that float32 has no use for is refused: a weight without gradient would be divided 0 by 0.
     """
 
+    type: str = "adamw"
     learning_rate: NotNegative = 1e-4
     beta1: Decay = 0.9
     beta2: Decay = 0.95
@@ -196,7 +197,11 @@ class SaveWeightsForSamplerRequest(WireModel):
 
 
 class LoadWeightsRequest(WireModel):
-    """Load a checkpoint into a run (model_id and seq_id), or as a new run (session_id and model_seq_id)."""
+    """Load a checkpoint into a run (model_id and seq_id), or as a new run (session_id and model_seq_id).
+
+    A new run keeps the rollout correction of the run that the checkpoint is of, unless the request has the field; null
+    is no correction.
+    """
 
     path: str
     optimizer: bool = False
@@ -207,6 +212,7 @@ class LoadWeightsRequest(WireModel):
     base_model: str | None = None
     user_metadata: dict[str, Any] | None = None
     optimizer_config: OptimizerConfig = OptimizerConfig()
+    rollout_correction_config: dict[str, Any] | None = None
 
     @property
     def in_place(self) -> bool:

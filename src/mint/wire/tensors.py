@@ -181,7 +181,7 @@ def _shape(value: object, where: str) -> tuple[int, ...]:
 
 
 def numbers(values: object, dtype: np.dtype[Any], where: str) -> Array:
-    """A JSON list as an array; nothing is rounded, parsed from text or wrapped around.
+    """A JSON list as an array; nothing is rounded, parsed from text or wrapped around, and true is no number.
 
     Raises:
         BadRequestError: it has something else than such numbers.
@@ -191,7 +191,7 @@ def numbers(values: object, dtype: np.dtype[Any], where: str) -> Array:
         array = np.asarray(values)
     except (ValueError, OverflowError):
         array = np.asarray(None)
-    if not isinstance(values, list) or (array.size and array.dtype.kind not in kinds):
+    if not isinstance(values, list) or (array.size and array.dtype.kind not in kinds) or _has_bool(values):
         raise BadRequestError(f"must have {expected} of {dtype.name} only", field=where)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is refused as such
         return array.astype(dtype)
@@ -227,6 +227,12 @@ def tensor_as_json(message: pb.Tensor) -> dict[str, Any]:
         answer["sparse_crow_indices"] = np.frombuffer(message.sparse_csr.crow_indices, "<i8").tolist()
         answer["sparse_col_indices"] = np.frombuffer(message.sparse_csr.col_indices, "<i8").tolist()
     return answer
+
+
+def _has_bool(values: list[Any]) -> bool:
+    """Whether there is a true or false in a list that is an array: numpy reads them as 1 and 0 where numbers are."""
+    kinds = set(map(type, values))
+    return bool in kinds or (list in kinds and any(_has_bool(inner) for inner in values))
 
 
 def batched_tensor(arrays: Sequence[npt.NDArray[np.float32]]) -> pb.BatchedTensor:

@@ -1,7 +1,7 @@
 """create_custom_loss, and how a pass finds the loss it names.
 
-A loss needs no worker: it is checked and stored, and the future that stands for it has its result at once. A pass
-takes the graph along in its facts, so that a replay computes the same.
+A loss needs no worker: it is checked and stored, and the future that stands for it has its result at once. It never
+changes, so a pass is journaled with its id alone, and a replay computes the same.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from mint.engine.loss_graph import LossGraph, parse_loss_graph
+from mint.engine.loss_graph import parse_loss_graph
 from mint.errors import BadRequestError, TooLargeError
 from mint.server import access
+from mint.server.catalog import Catalog
 from mint.server.operations.kind import parse_json
 from mint.server.services import Services
 from mint.store import journal, repository
@@ -27,6 +28,7 @@ MAX_BYTES = 1 << 20
 """Of an upload; a graph of as many nodes as are allowed has a tenth of that."""
 
 LOSS_ID = "loss_fn_config.loss_id"
+NODE_KEYS = ("op", "name", "target", "args", "kwargs")
 
 
 async def create_custom_loss(services: Services, body: bytes, owner: str) -> Operation:
@@ -39,7 +41,7 @@ async def create_custom_loss(services: Services, body: bytes, owner: str) -> Ope
         raise TooLargeError(f"has {len(body)} bytes; a custom loss has at most {MAX_BYTES}", field="body")
     request = parse_json(CreateCustomLossRequest, body)
     parse_loss_graph(request.name, request.inputs, request.graph)
-    operation = _operation(request, body, owner)
+    operation = _operation(request, owner)
 
     def write(connection: Connection) -> Operation:
         first = journal.known(connection, operation.stream, operation.seq_id)
@@ -47,7 +49,8 @@ async def create_custom_loss(services: Services, body: bytes, owner: str) -> Ope
             return access.owned(first, owner, "session_id", request.session_id)
         access.session(connection, request.session_id, owner)
         repository.insert(connection, _row(request, operation))
-        return journal.append(connection, operation)
+        journal.insert(connection, operation)
+        return operation
 
     return await services.database.transaction(write)
 
@@ -57,7 +60,8 @@ def loss_id_of(session_id: str, custom_loss_seq_id: int) -> str:
     return f"{session_id}:loss:{custom_loss_seq_id}"
 
 
-def _operation(request: CreateCustomLossRequest, body: bytes, owner: str) -> Operation:
+def _operation(request: CreateCustomLossRequest, owner: str) -> Operation:
+    """The operation, without a payload: it is never carried out again, and the loss has a row of its own."""
     loss_id = loss_id_of(request.session_id, request.custom_loss_seq_id)
     now = time()
     return Operation(
@@ -68,7 +72,7 @@ def _operation(request: CreateCustomLossRequest, body: bytes, owner: str) -> Ope
         kind="create_custom_loss",
         status=Status.DONE,
         payload_type=JSON,
-        payload=body,
+        payload=b"",
         facts={},
         created_at=now,
         result_type=JSON,
@@ -78,17 +82,20 @@ def _operation(request: CreateCustomLossRequest, body: bytes, owner: str) -> Ope
 
 
 def _row(request: CreateCustomLossRequest, operation: Operation) -> CustomLoss:
+    """What of the request makes the loss, and nothing else that was sent along."""
+    nodes = [{key: node[key] for key in NODE_KEYS if key in node} for node in request.graph["nodes"]]
+    inputs = [{"name": each["name"], "rank": each["rank"]} for each in request.inputs]
     return CustomLoss(
         loss_id=loss_id_of(request.session_id, request.custom_loss_seq_id),
         session_id=request.session_id,
         owner=operation.owner,
         name=request.name,
-        graph={**request.graph, "inputs": request.inputs},
+        graph={"format": 1, "inputs": inputs, "nodes": nodes},
         created_at=operation.created_at,
     )
 
 
-def custom_loss_facts(connection: Connection, request: PassRequest, owner: str) -> dict[str, Any]:
+def custom_loss_facts(connection: Connection, catalog: Catalog, request: PassRequest, owner: str) -> dict[str, Any]:
     """The loss that a pass names, as a fact for the journal; none if it is not a custom one.
 
     Raises:
@@ -101,11 +108,11 @@ def custom_loss_facts(connection: Connection, request: PassRequest, owner: str) 
     loss_id = request.loss_config.get("loss_id")
     if not isinstance(loss_id, str):
         raise BadRequestError("must be the text that create_custom_loss answered", field=LOSS_ID)
-    found = access.custom_loss(connection, loss_id, owner, LOSS_ID)
-    return {"custom_loss": {"name": found.name, "graph": found.graph}}
+    catalog.losses.check(connection, loss_id, owner, LOSS_ID)
+    return {"custom_loss": loss_id}
 
 
-def loss_graph(facts: dict[str, Any]) -> LossGraph | None:
-    """The graph among a pass's facts."""
-    loss = facts.get("custom_loss")
-    return parse_loss_graph(loss["name"], loss["graph"]["inputs"], loss["graph"]) if loss is not None else None
+def recall_loss(connection: Connection, catalog: Catalog, facts: dict[str, Any]) -> dict[str, Any]:
+    """What the loss among a pass's facts computes, as `loss_graph`; nothing if there is none."""
+    loss_id = facts.get("custom_loss")
+    return {"loss_graph": catalog.losses.graph(connection, loss_id)} if loss_id is not None else {}

@@ -29,7 +29,7 @@ class ReverseKLPass(Kind[DistillationRequest]):
 
     @override
     def parse(self, body: bytes, content_type: str) -> DistillationRequest:
-        return decode_distillation(body)
+        return decode_distillation(body, content_type)
 
     @override
     def stream(self, request: DistillationRequest) -> tuple[str, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from reprlib import repr as shown
 from typing import Any, Protocol, TypeVar
 
 from pydantic import ValidationError
@@ -67,15 +68,23 @@ class Kind(Protocol[R]):
         ...
 
     def resolve(self, connection: Connection, catalog: Catalog, request: R, owner: str) -> dict[str, Any]:
-        """Look up what the request refers to, as facts for the journal; `model` is always among them.
+        """Look up what the request refers to, as facts for the journal.
+
+        `model` must be among them, which says whose worker carries the operation out. (Operations that need none, an
+        uploaded loss or a refused request, are journaled without a kind's help, and have no facts.)
 
         Raises:
             MintError: something is missing, or is someone else's.
         """
         ...
 
+    def recall(self, connection: Connection, catalog: Catalog, facts: dict[str, Any]) -> dict[str, Any]:
+        """What `plan` needs beside the facts: what these name and the store keeps, unchanged, for good."""
+        del connection, catalog, facts
+        return {}
+
     def plan(self, catalog: Catalog, operation: Operation, request: R) -> Command:
-        """The command for the worker.
+        """The command for the worker. The facts of `operation` are here those of the journal and what `recall` adds.
 
         Raises:
             BadRequestError: the request can never succeed.
@@ -118,12 +127,7 @@ def parse_object(model: type[M], document: dict[str, Any]) -> M:
 def _invalid(error: ValidationError) -> InvalidBodyError:
     first = error.errors(include_url=False)[0]
     field = ".".join(str(part) for part in first["loc"]) or "body"
-    return InvalidBodyError(f"{first['msg']} (got {_shorten(first.get('input'))})", field=field)
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}…"
+    return InvalidBodyError(f"{first['msg']} (got {shown(first.get('input'))})", field=field)
 
 
 def expect(result: Result, kind: type[Res]) -> Res:

@@ -37,6 +37,9 @@ def adam_params(params: OptimizerParams) -> AdamParams:
     if params.adam_params is None:
         return AdamParams()
     settings = params.adam_params.model_dump()
+    name = settings.pop("type")
+    if name != "adamw":
+        raise _not_served(name, "adamw", "adam_params.type")
     return AdamParams(**settings | {"grad_clip_norm": max(0.0, settings["grad_clip_norm"])})
 
 

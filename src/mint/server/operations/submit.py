@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from secrets import token_hex
 from shutil import rmtree
 from time import time
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import quote
 
 from sqlalchemy import Connection
@@ -31,7 +33,7 @@ from mint.server.operations.distillation import ReverseKLPass
 from mint.server.operations.kind import Completion, Kind
 from mint.server.operations.sampling import AsyncSample
 from mint.server.operations.train_step import TrainStepKind
-from mint.server.operations.training import CreateModel, OptimizerStep, Pass
+from mint.server.operations.training import CreateModel, ForwardPass, OptimizerStep, Pass
 from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights, discard_staged
 from mint.server.services import Services
 from mint.store import audit, journal, repository
@@ -45,6 +47,14 @@ from mint.wire.passes import JSON
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
+T = TypeVar("T")
+P = ParamSpec("P")
+
+LARGE_BODY = 1 << 20
+"""Bytes; reading and checking that much JSON takes some ten milliseconds, in which nobody else is answered."""
+
+PLANNING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planning")
+"""Reads and plans large bodies, and what is replayed; one at a time, since a parsed body is many times its size."""
 
 FIRST_PAUSE, LONGEST_PAUSE = 0.1, 5.0
 """Seconds between tries to write a result while the database refuses."""
@@ -54,6 +64,7 @@ KINDS: dict[str, Kind[Any]] = {
     for kind in (
         CreateModel(),
         Pass(),
+        ForwardPass(),
         OptimizerStep(),
         TrainStepKind(),
         ReverseKLPass(),
@@ -75,64 +86,102 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
         MintError: the request is refused; its sequence number counts as spent, unless it may be sent again.
     """
     services.check_accepting()
+    large = len(body) > LARGE_BODY
+    number: tuple[str, int] | None = None
     try:
-        return await _accept(services, kind, body, content_type, caller)
+        request = await _aside(large, kind.parse, body, content_type)
+        number = kind.stream(request)
+        arrived = _pending(kind.name, number, caller.owner, body, content_type)
+        return await _accept(services, kind, request, arrived, caller, large=large)
     except MintError as error:
         if kind.ordered and error.category == "user":
-            run_id, seq_id = numbering(body, content_type)
-            await _spend(services, _refused(kind.name, run_id, seq_id, caller.owner, error))
+            number = number or await _aside(large, numbering, body)
+            if number is not None:
+                await _spend(services, _refused(kind.name, number, caller.owner, error))
         raise
 
 
-async def _accept(services: Services, kind: Kind[R], body: bytes, content_type: str, caller: Key) -> Operation:
-    request = kind.parse(body, content_type)
-    stream, seq_id = kind.stream(request)
-    awaited = kind.ordered and services.dispatcher.awaits(stream, seq_id)
+async def _aside(large: bool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    """What takes long is done in a thread, so that the event loop and the database go on for everyone else."""
+    if not large:
+        return function(*args, **kwargs)
+    return await asyncio.get_running_loop().run_in_executor(PLANNING, partial(function, *args, **kwargs))
 
-    def write(connection: Connection) -> tuple[Operation, Command | None]:
-        first = journal.known(connection, stream, seq_id)
+
+def _pending(kind: str, number: tuple[str, int], owner: str, body: bytes, content_type: str) -> Operation:
+    """An operation that has just arrived, and whose facts are not known yet."""
+    return Operation(
+        request_id=f"req-{token_hex(12)}",
+        stream=number[0],
+        seq_id=number[1],
+        owner=owner,
+        kind=kind,
+        status=Status.PENDING,
+        payload_type=content_type,
+        payload=body,
+        facts={},
+        created_at=time(),
+    )
+
+
+async def _accept(
+    services: Services, kind: Kind[R], request: R, arrived: Operation, caller: Key, *, large: bool
+) -> Operation:
+    """Journal and dispatch; what is large is planned between looking up and writing, the rest in one transaction."""
+    catalog = services.catalog
+    asked = limits.Asked(
+        makes_run=kind.ordered and arrived.seq_id == 0,
+        stores=kind.stores,
+        awaited=kind.ordered and services.dispatcher.awaits(arrived.stream, arrived.seq_id),
+        heard_since=services.heard_since,
+    )
+
+    def look_up(connection: Connection) -> Operation:
+        """`arrived` with its facts, or the operation that has its number already."""
+        first = journal.known(connection, arrived.stream, arrived.seq_id)
         if first is not None:
-            return first, None
+            return first
         if not has_room:
             raise BusyError(services.config.max_waiting_samples)
-        facts = kind.resolve(connection, services.catalog, request, caller.owner)
-        services.catalog.model(facts["model"])
-        makes_run = kind.ordered and seq_id == 0
-        limits.check(
-            connection,
-            caller,
-            makes_run=makes_run,
-            stores=kind.stores,
-            awaited=awaited,
-            heard_since=services.heard_since,
-        )
-        operation = Operation(
-            request_id=f"req-{token_hex(12)}",
-            stream=stream,
-            seq_id=seq_id,
-            owner=caller.owner,
-            kind=kind.name,
-            status=Status.PENDING,
-            payload_type=content_type,
-            payload=body,
-            facts=facts,
-            created_at=time(),
-        )
-        command = kind.plan(services.catalog, operation, request)
+        facts = kind.resolve(connection, catalog, request, arrived.owner)
+        catalog.model(facts["model"])
+        limits.check(connection, caller, asked)
+        return replace(arrived, facts=facts)
+
+    def to_plan(connection: Connection) -> Operation:
+        found = look_up(connection)
+        return _recalled(connection, catalog, found) if found.request_id == arrived.request_id else found
+
+    def write(connection: Connection, command: Command | None) -> tuple[Operation, Command | None]:
+        operation = look_up(connection)
+        if operation.request_id != arrived.request_id:
+            return operation, None
+        command = command or kind.plan(catalog, _recalled(connection, catalog, operation), request)
         journal.insert(connection, operation)
         kind.record(connection, operation, request)
-        if makes_run:
-            what = {"training_run_id": stream, "base_model": facts["model"], "key_id": caller.key_id}
-            audit.record(connection, "training_run_create", caller.owner, **what)
+        if asked.makes_run:
+            what = {"base_model": operation.facts["model"], "key_id": caller.key_id}
+            audit.record(connection, "training_run_create", arrived.owner, training_run_id=arrived.stream, **what)
         return operation, command
 
-    with nullcontext(True) if kind.ordered else services.samples.arriving(caller.owner) as has_room:
-        operation, command = await services.database.transaction(write)
+    command: Command | None = None
+    with nullcontext(True) if kind.ordered else services.samples.arriving(arrived.owner) as has_room:
+        if large:
+            found = await services.database.transaction(to_plan)
+            if found.request_id == arrived.request_id:
+                command = await _aside(large, kind.plan, catalog, found, request)
+        operation, command = await services.database.transaction(partial(write, command=command))
         bind(request_id=operation.request_id, run_id=operation.stream)
         if command is None:
-            return _retry_of(operation, kind, caller.owner)
+            return _retry_of(operation, kind, arrived.owner)
         _dispatch(services, kind, operation, request, command)
     return operation
+
+
+def _recalled(connection: Connection, catalog: Catalog, operation: Operation) -> Operation:
+    """The operation with what its kind needs for planning beside the facts of the journal."""
+    recalled = KINDS[operation.kind].recall(connection, catalog, operation.facts)
+    return replace(operation, facts={**operation.facts, **recalled}) if recalled else operation
 
 
 def _retry_of(first: Operation, kind: Kind[Any], owner: str) -> Operation:
@@ -145,23 +194,10 @@ def _retry_of(first: Operation, kind: Kind[Any], owner: str) -> Operation:
     return first
 
 
-def _refused(kind: str, run_id: str, seq_id: int, owner: str, error: MintError) -> Operation:
-    now = time()
-    return Operation(
-        request_id=f"req-{token_hex(12)}",
-        stream=run_id,
-        seq_id=seq_id,
-        owner=owner,
-        kind=kind,
-        status=Status.FAILED,
-        payload_type="",
-        payload=b"",
-        facts={},
-        created_at=now,
-        result_type=JSON,
-        result=_failure(error),
-        finished_at=now,
-    )
+def _refused(kind: str, number: tuple[str, int], owner: str, error: MintError) -> Operation:
+    arrived = _pending(kind, number, owner, b"", "")
+    result = _failure(error)
+    return replace(arrived, status=Status.FAILED, result_type=JSON, result=result, finished_at=arrived.created_at)
 
 
 async def _spend(services: Services, refused: Operation) -> None:
@@ -278,15 +314,22 @@ async def resume(services: Services) -> int:
 
 
 async def _take_up(services: Services, operation: Operation) -> None:
-    kind = KINDS[operation.kind]
+    kind, catalog = KINDS[operation.kind], services.catalog
     try:
-        request = kind.parse(operation.payload, operation.payload_type)
-        command = kind.plan(services.catalog, operation, request)
+        found = await services.database.transaction(lambda c: _recalled(c, catalog, operation))
+        request, command = await _aside(len(operation.payload) > LARGE_BODY, _again, catalog, found)
     except MintError as error:
         await fail(services, operation, error)
         services.dispatcher.skip(operation.stream, operation.seq_id)
     else:
         _dispatch(services, kind, operation, request, command)
+
+
+def _again(catalog: Catalog, operation: Operation) -> tuple[Any, Command]:
+    """An operation of the journal as it was first read and planned."""
+    kind = KINDS[operation.kind]
+    request = kind.parse(operation.payload, operation.payload_type)
+    return request, kind.plan(catalog, operation, request)
 
 
 class ServerJournal:
@@ -299,20 +342,26 @@ class ServerJournal:
 
     async def history(self, run_id: str) -> History:
         """See `mint.dispatch.streams.Journal`."""
-
-        def read(connection: Connection) -> tuple[RunSnapshot | None, list[Operation]]:
-            snapshot = repository.find(connection, RunSnapshot, run_id=run_id)
-            return snapshot, journal.finished(connection, run_id, snapshot.seq_id if snapshot else -1)
-
-        snapshot, finished = await self._database.transaction(read)
+        snapshot, finished = await self._database.transaction(partial(self._read, run_id=run_id))
         done = {operation.seq_id for operation in finished}
         # what lies below an executed operation and is not here never arrived, and was waited for long enough
         before = snapshot.seq_id if snapshot else -1
         executed = max((o.seq_id for o in finished if o.status == Status.DONE), default=before)
         next_seq_id = next(number for number in count(executed + 1) if number not in done)
         spent = frozenset(number for number in done if number > next_seq_id)
-        start = [RestoreRun(run_id, self._snapshot_dir / snapshot.directory, with_optimizer=True)] if snapshot else []
-        return History(next_seq_id, (*start, *self._commands(finished)), spent)
+        # each by itself: a long history lets others plan in between, and the server end
+        changing = (o for o in finished if o.status == Status.DONE and KINDS[o.kind].replayed)
+        commands = [(await _aside(True, _again, self._catalog, operation))[1] for operation in changing]
+        replayed = [each for each in commands if not (isinstance(each, ForwardBackward) and each.forward_only)]
+        if snapshot is not None:
+            folder = self._snapshot_dir / snapshot.directory
+            replayed = [RestoreRun(run_id, folder, with_optimizer=True), *replayed]
+        return History(next_seq_id, tuple(replayed), spent)
+
+    def _read(self, connection: Connection, run_id: str) -> tuple[RunSnapshot | None, list[Operation]]:
+        snapshot = repository.find(connection, RunSnapshot, run_id=run_id)
+        finished = journal.finished(connection, run_id, snapshot.seq_id if snapshot else -1)
+        return snapshot, [_recalled(connection, self._catalog, operation) for operation in finished]
 
     def snapshot_folder(self, run_id: str, seq_id: int) -> Path:
         """See `mint.dispatch.snapshots.SnapshotStore`."""
@@ -331,15 +380,6 @@ class ServerJournal:
         # the last one stays for one more round: a database that has lost its power may remember that one
         kept = {folder.name} | ({Path(before.directory).name} if before else set())
         await asyncio.to_thread(_remove_others, folder.parent, kept)
-
-    def _commands(self, finished: Iterable[Operation]) -> Iterable[Command]:
-        for operation in finished:
-            kind = KINDS[operation.kind]
-            if operation.status == Status.DONE and kind.replayed:
-                request = kind.parse(operation.payload, operation.payload_type)
-                command = kind.plan(self._catalog, operation, request)
-                if not (isinstance(command, ForwardBackward) and command.forward_only):
-                    yield command
 
 
 def _remove_others(folder: Path, kept: set[str]) -> None:

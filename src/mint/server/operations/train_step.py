@@ -15,8 +15,7 @@ from mint.server.operations.kind import Completion, Kind, parse_object
 from mint.server.operations.optimizers import adam_params
 from mint.server.operations.training import Pass
 from mint.store.schema import Operation
-from mint.wire.documents import read_object
-from mint.wire.passes import PassRequest, pass_from_json
+from mint.wire.passes import PassRequest, pass_from_json, read_json
 from mint.wire.requests import OptimizerParams
 
 
@@ -43,7 +42,7 @@ class TrainStepKind(Kind[TrainStepRequest]):
 
     @override
     def parse(self, body: bytes, content_type: str) -> TrainStepRequest:
-        document = read_object(body)
+        document = read_json(body, content_type)
         if "forward_input" in document:
             raise BadRequestError("has no gradients to step with; send forward_backward_input", field="forward_input")
         return TrainStepRequest(pass_from_json(document), parse_object(OptimizerParams, document))
@@ -57,6 +56,10 @@ class TrainStepKind(Kind[TrainStepRequest]):
         self, connection: Connection, catalog: Catalog, request: TrainStepRequest, owner: str
     ) -> dict[str, Any]:
         return self._pass.resolve(connection, catalog, request.forward_backward, owner)
+
+    @override
+    def recall(self, connection: Connection, catalog: Catalog, facts: dict[str, Any]) -> dict[str, Any]:
+        return self._pass.recall(connection, catalog, facts)
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: TrainStepRequest) -> TrainStep:

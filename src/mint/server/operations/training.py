@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from time import time
 from typing import Any
 
@@ -19,12 +20,13 @@ from mint.engine.core import (
     Result,
     Stepped,
 )
+from mint.engine.loss_graph import LossGraph
 from mint.engine.loss_specs import check_forward_backward
 from mint.engine.rollout_correction import parse_rollout_correction
 from mint.errors import BadRequestError
 from mint.server import access
 from mint.server.catalog import Catalog
-from mint.server.operations.custom_loss import custom_loss_facts, loss_graph
+from mint.server.operations.custom_loss import custom_loss_facts, recall_loss
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.server.operations.optimizers import adam_params, refuse_optimizer
 from mint.store import repository
@@ -120,7 +122,7 @@ def _seed_from(text: str) -> int:
 
 
 class Pass(Kind[PassRequest]):
-    """forward_backward, or with forward_only a forward."""
+    """forward_backward, which newer SDKs also send for a forward, with forward_only."""
 
     name = "forward_backward"
     ordered = True
@@ -138,11 +140,15 @@ class Pass(Kind[PassRequest]):
     def resolve(self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
         facts = {"model": run.base_model, "rollout_correction": run.rollout_correction}
-        return {**facts, **custom_loss_facts(connection, request, owner)}
+        return {**facts, **custom_loss_facts(connection, catalog, request, owner)}
+
+    @override
+    def recall(self, connection: Connection, catalog: Catalog, facts: dict[str, Any]) -> dict[str, Any]:
+        return recall_loss(connection, catalog, facts)
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: PassRequest) -> ForwardBackward:
-        graph = loss_graph(operation.facts)
+        graph: LossGraph | None = operation.facts.get("loss_graph")
         config = {name: value for name, value in request.loss_config.items() if graph is None or name != "loss_id"}
         texts = [name for name, value in config.items() if isinstance(value, str)]
         if texts:
@@ -164,6 +170,17 @@ class Pass(Kind[PassRequest]):
     def finish(self, catalog: Catalog, operation: Operation, request: PassRequest, result: Result) -> Completion:
         passed = expect(result, Passed)
         return Completion(encode_pass_output(passed.logprobs, passed.metrics), PROTOBUF)
+
+
+class ForwardPass(Pass):
+    """forward, which adds no gradients whatever the body says."""
+
+    name = "forward"
+    replayed = False
+
+    @override
+    def parse(self, body: bytes, content_type: str) -> PassRequest:
+        return replace(super().parse(body, content_type), forward_only=True)
 
 
 class OptimizerStep(Kind[OptimStepRequest]):

@@ -18,6 +18,7 @@ from sqlalchemy import Connection
 from typing_extensions import override
 
 from mint.engine.core import ExportRevision, LoadState, RestoreRun, Result, Saved, SaveState
+from mint.engine.rollout_correction import parse_rollout_correction
 from mint.errors import BadRequestError, NotFoundError
 from mint.server import access
 from mint.server.catalog import Catalog
@@ -260,6 +261,8 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         run_id, _ = self.stream(request)
         if request.in_place:
             _refuse_misfit(access.run(connection, run_id, owner), checkpoint)
+            if request.rollout_correction_config is not None:
+                raise BadRequestError("is settled when a run is made", field="rollout_correction_config")
             return facts
         assert request.session_id is not None
         access.session(connection, request.session_id, owner)
@@ -269,7 +272,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
                 field="base_model",
             )
         refuse_optimizer(request.optimizer_config)
-        return facts
+        return {**facts, "rollout_correction": _rollout_correction(connection, request, checkpoint)}
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest) -> LoadState | RestoreRun:
@@ -294,12 +297,25 @@ class LoadWeights(Kind[LoadWeightsRequest]):
             lora_seed=None,
             created_at=time(),
             user_metadata=request.user_metadata,
+            rollout_correction=facts["rollout_correction"],
         )
         repository.insert(connection, run)
 
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest, result: Result) -> Completion:
         return Completion.json({"path": request.path, "model_id": operation.stream, "type": "load_weights"})
+
+
+def _rollout_correction(
+    connection: Connection, request: LoadWeightsRequest, checkpoint: Checkpoint
+) -> dict[str, Any] | None:
+    """Of a new run: what the request says, or else what the checkpoint's run has."""
+    if "rollout_correction_config" not in request.model_fields_set:
+        trained = repository.find(connection, Run, run_id=checkpoint.run_id)
+        return trained.rollout_correction if trained is not None else None
+    if request.rollout_correction_config is not None:
+        parse_rollout_correction(request.rollout_correction_config)
+    return request.rollout_correction_config
 
 
 def _refuse_misfit(run: Run, checkpoint: Checkpoint) -> None:

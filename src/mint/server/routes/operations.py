@@ -97,7 +97,7 @@ async def forward_backward(http: Request, services: Ready, caller: Caller) -> di
 @router.post("/forward", openapi_extra=PASS_BODY)
 async def forward(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """As forward_backward without gradients; older SDKs send this."""
-    return await _training(services, "forward_backward", http, caller)
+    return await _training(services, "forward", http, caller)
 
 
 @router.post("/create_custom_loss", openapi_extra=_documented(CreateCustomLossRequest))
