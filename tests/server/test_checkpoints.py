@@ -229,3 +229,17 @@ def test_of_two_saves_the_later_one_stands_however_long_they_take(
             assert folders(world) == {futures[1]}
 
     play(scene)
+
+
+def test_who_may_read_it_and_its_end_are_in_the_audit_log(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            path = await saved(world.alice, await world.alice.run(), 1)
+            for method, rest in (("POST", "/publish"), ("POST", "/publish"), ("DELETE", "/publish"), ("DELETE", "")):
+                assert await status(world.alice, method, path, rest) == 204
+            entries = (await world.alice.send("GET", "audit", params={"event_type": "checkpoints"})).json()["entries"]
+            names = [entry["event"].removeprefix("checkpoint_") for entry in entries]
+            assert names == ["save", "publish", "unpublish", "delete"]
+            assert {entry["event_details"]["path"] for entry in entries} == {path}
+
+    play(scene)

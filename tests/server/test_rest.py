@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from mint.server.auth import digest_of, own_tenant
 from mint.store import search
 
 from .inprocess import MODEL, Api, Serve, play
@@ -69,7 +70,7 @@ def test_what_is_told_of_a_run(serve: Serve) -> None:
             assert made == {
                 "training_run_id": run,
                 "base_model": MODEL,
-                "model_owner": world.services.keys.owner(world.alice.key),
+                "model_owner": own_tenant(digest_of(world.alice.key)),
                 "is_lora": True,
                 "lora_rank": 4,
                 "corrupted": False,
@@ -155,6 +156,7 @@ def test_storage_by_project(serve: Serve) -> None:
             # a copy shares its bytes
             expected = [("p", 2, 2), ("q", 2, 1)]
             assert [(row["project_id"], row["checkpoint_count"], row["size_bytes"]) for row in rows] == expected
+            assert (await get(world.admin, "billing/usage/checkpoints/current"))["data"] == rows
             rows = (await get(world.alice, "billing/usage/checkpoints/current?project_id=p"))["data"]
             assert [row["project_id"] for row in rows] == ["p"]
             assert rows[0]["size_gigabytes"] == 2e-9
@@ -192,7 +194,7 @@ def test_search(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
             assert await found(user_metadata={"lr": "1e-4", "a.b c": "x"}) == ["first"]
             assert await found(user_metadata={"lr": "1e-4", "a.b c": "y"}) == []
             assert await found(owner={"type": "accessible"}) == ["third", "second", "first"]
-            me = world.services.keys.owner(world.alice.key)
+            me = own_tenant(digest_of(world.alice.key))
             assert await found(owner={"type": "user", "owner_urns": [me, "x"]}) == ["third", "second", "first"]
             assert await found(owner={"type": "user", "owner_urns": ["x"]}) == []
 
@@ -241,7 +243,7 @@ def test_what_search_tells_of_a_session(serve: Serve) -> None:
             assert (datetime.now(UTC) - created).total_seconds() < 10
             assert summary == {
                 "session_id": session,
-                "owner": world.services.keys.owner(world.alice.key),
+                "owner": own_tenant(digest_of(world.alice.key)),
                 "project_id": "default",
                 "status": {"type": "active"},
                 "checkpoints_count": 2,

@@ -13,7 +13,7 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from mint.engine.core import CreateRun, ForwardBackward, OptimStep, RestoreRun, Sample, SaveState
+from mint.engine.core import CreateRun, ForwardBackward, OptimStep, RestoreRun, Sample, SaveState, Snapshot
 from mint.errors import NotFoundError
 from mint.store import files, repository
 from mint.store.schema import RunSnapshot, operations
@@ -399,7 +399,9 @@ def test_what_lies_before_a_snapshot_is_not_computed_again(serve: Serve, tmp_pat
             for number in range(1, 9, 2):
                 await world.alice.pass_(run, number)
                 await world.alice.step(run, number + 1)
-            while (snapshot := await snapshot_of(world, run)) is None:
+            # the last of them, so that none is committed while this is read
+            last = [command.directory.name for command in world.worker.executed if isinstance(command, Snapshot)][-1]
+            while (snapshot := await snapshot_of(world, run)) is None or str(snapshot.seq_id) != last:
                 await asyncio.sleep(0.01)
             kept = {number for number, payload in await payloads(world, run) if payload}
             assert kept == set(range(snapshot.seq_id + 1, 9))

@@ -167,6 +167,14 @@ class SampleQueue:
         rate = lane.rate.per_second
         return Wait(position, sum(map(len, lane.waiting.values())), position / rate if rate is not None else None)
 
+    def waiting_by_model(self) -> Counter[str]:
+        """How many requests stand in line, by base model."""
+        return Counter(ticket.model for ticket in self._waiting.values())
+
+    def out_by_model(self) -> Counter[str]:
+        """How many requests are with a worker, by base model."""
+        return Counter(ticket.model for ticket, _ in self._out.values())
+
     def sessions(self) -> set[str]:
         """Those that have samples here."""
         return {ticket.session_id for ticket in self._tickets() if ticket.session_id is not None}

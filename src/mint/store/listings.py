@@ -78,31 +78,30 @@ def checkpoints_of_run(connection: Connection, run_id: str, *, public: bool) -> 
 
 @dataclass(frozen=True)
 class StoredBytes:
-    """What the checkpoints of a project hold; copies take no bytes of their own."""
+    """What the checkpoints of one owner in one project hold; copies take no bytes of their own."""
 
     project_id: str
+    owner: str
     count: int
     size_bytes: int
 
 
-def stored_bytes(connection: Connection, owner: str, project_id: str | None) -> list[StoredBytes]:
-    """An owner's storage by project, or of one project."""
+def stored_bytes(connection: Connection, owner: str | None, project_id: str | None) -> list[StoredBytes]:
+    """Storage by project and owner, the largest first; of one owner or project only, where one is given."""
+    size = func.max(checkpoints.c.size_bytes).label("size_bytes")
     folders = (
-        select(
-            sessions.c.project_id,
-            func.count().label("names"),
-            func.max(checkpoints.c.size_bytes).label("size_bytes"),
-        )
+        select(sessions.c.project_id, checkpoints.c.owner, func.count().label("names"), size)
         .join(runs, runs.c.run_id == checkpoints.c.run_id)
         .join(sessions, sessions.c.session_id == runs.c.session_id)
-        .where(named, checkpoints.c.owner == owner, unexpired())
+        .where(named, unexpired())
+        .where(*([checkpoints.c.owner == owner] if owner is not None else []))
         .where(*([sessions.c.project_id == project_id] if project_id is not None else []))
-        .group_by(sessions.c.project_id, checkpoints.c.directory)
+        .group_by(sessions.c.project_id, checkpoints.c.owner, checkpoints.c.directory)
         .subquery()
     )
-    project = folders.c.project_id
-    query = select(project, func.sum(folders.c.names), func.sum(folders.c.size_bytes)).group_by(project)
-    return [StoredBytes(*row) for row in connection.execute(query.order_by(project))]
+    groups, total = (folders.c.project_id, folders.c.owner), func.sum(folders.c.size_bytes)
+    query = select(*groups, func.sum(folders.c.names), total).group_by(*groups).order_by(total.desc(), *groups)
+    return [StoredBytes(*row) for row in connection.execute(query)]
 
 
 # --- runs ---------------------------------------------------------------------------------------------------

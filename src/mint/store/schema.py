@@ -176,6 +176,7 @@ checkpoints = Table(
     Column("public", Boolean, nullable=False, server_default=false()),
     Index("checkpoints_of_run", "run_id", "kind", "created_at"),
     Index("checkpoints_by_directory", "directory"),
+    Index("checkpoints_stored", "owner", "directory", "size_bytes"),
 )
 
 

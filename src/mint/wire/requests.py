@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from mint.wire.documents import is_text
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 SequenceNumber = Annotated[int, Field(ge=0, lt=1 << 63)]
@@ -34,6 +36,13 @@ class WireModel(BaseModel):
     """Base of all requests."""
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
+
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        if isinstance(value, str) and not is_text(value):
+            raise ValueError("has half a surrogate pair, which is no character")
+        return value
 
 
 # --- bootstrap and sessions ---------------------------------------------------------------------------------

@@ -15,10 +15,11 @@ from typing import Any
 from sqlalchemy import Connection
 
 from mint.errors import BadRequestError
-from mint.server import access
+from mint.server import access, limits
 from mint.server.operations.training import run_id_of
 from mint.server.operations.weights import SHAPE_FIELDS
-from mint.store import checkpoints, journal, repository
+from mint.store import audit, checkpoints, journal, repository
+from mint.store.keys import Key
 from mint.store.schema import Checkpoint, Operation, Run, Session, Status
 from mint.wire.passes import JSON
 from mint.wire.paths import CheckpointPath
@@ -28,12 +29,13 @@ KIND = "copy_weights"
 
 
 def copy_weights(
-    connection: Connection, request: CopyWeightsRequest, idempotency_key: str | None, owner: str
+    connection: Connection, request: CopyWeightsRequest, idempotency_key: str | None, caller: Key
 ) -> dict[str, Any]:
     """Copy; or answer what the first try of the same call was answered.
 
     Raises:
         BadRequestError: the destination is not one, is taken, or the key was used for another copy.
+        LimitExceededError: the caller has too many bytes already.
         MintError: the source is not there, or is not theirs to read.
     """
     in_session = request.session_id is not None and request.model_seq_id is not None
@@ -41,13 +43,13 @@ def copy_weights(
         raise BadRequestError(
             "give either destination_project_id, or session_id and model_seq_id", field="destination_project_id"
         )
-    session, number = _destination(connection, request, idempotency_key, owner)
+    session, number = _destination(connection, request, idempotency_key, caller.owner)
     run_id = run_id_of(session.session_id, number)
     if (first := journal.known(connection, run_id, 0)) is not None:
         return _answer_again(first, request)
-    source = access.checkpoint(
-        connection, str(CheckpointPath.parse(request.source_path, "source_path")), owner, "source_path"
-    )
+    path = str(CheckpointPath.parse(request.source_path, "source_path"))
+    source = access.checkpoint(connection, path, caller.owner, "source_path")
+    limits.check_stored_bytes(connection, caller)
     trained = repository.find(connection, Run, run_id=source.run_id)
     assert trained is not None
     return _copy(connection, request, source, _holder(source, trained, run_id, session))
@@ -117,6 +119,7 @@ def _copy(connection: Connection, request: CopyWeightsRequest, source: Checkpoin
     repository.insert(connection, run)
     checkpoints.put(connection, copy)
     journal.insert(connection, _operation(request, run, answer))
+    audit.record(connection, "checkpoint_copy", run.owner, path=path, source_path=source.path)
     return answer
 
 

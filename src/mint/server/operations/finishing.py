@@ -7,17 +7,20 @@ import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from time import time
 from typing import TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from mint.engine.core import Result
+from mint.engine.core import Command, Result
 from mint.errors import MintError
+from mint.server.accounting import accounted, measured
 from mint.server.operations.kind import Completion, Kind
 from mint.server.services import Services
 from mint.store import files, journal
 from mint.store.schema import Operation, Status
+from mint.store.usage import TOKENS
 
 logger = logging.getLogger(__name__)
 
@@ -31,13 +34,22 @@ COMMITS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="commits")
 
 
 async def finish(
-    services: Services, kind: Kind[R], operation: Operation, request: R, outcome: Result | MintError
+    services: Services,
+    kind: Kind[R],
+    operation: Operation,
+    request: R,
+    command: Command,
+    outcome: Result | MintError,
 ) -> None:
     """Write the result down, then wake whoever waits for it."""
     try:
         if isinstance(outcome, MintError):
             raise outcome
-        await _write(services, operation, Status.DONE, await _complete(services, kind, operation, request, outcome))
+        completion = await _complete(services, kind, operation, request, outcome)
+        used = measured(command, outcome)
+        await _write(services, operation, Status.DONE, accounted(operation, completion, used))
+        for use in used.keys() & TOKENS:
+            services.metrics.tokens(use, used[use])
     except MintError as error:
         await fail(services, operation, error)
 
@@ -83,6 +95,7 @@ async def _write(services: Services, operation: Operation, status: Status, compl
         else:
             break
     finished = replace(operation, status=status, payload=b"", result_type=completion.media_type, result=completion.body)
+    services.metrics.finished(operation.kind, status, time() - operation.created_at)
     services.results.put(finished)
 
 

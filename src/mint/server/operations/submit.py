@@ -18,11 +18,14 @@ from mint.dispatch.sample_queue import SampleTicket
 from mint.dispatch.streams import Ticket
 from mint.engine.core import Command, Result, Sample
 from mint.errors import BadRequestError, BusyError, MintError, PermissionDeniedError
+from mint.observability.logs import begin, bind
+from mint.server import limits
 from mint.server.operations import finishing
 from mint.server.operations.kind import Kind
 from mint.server.operations.kinds import recalled
 from mint.server.services import Services
-from mint.store import journal, repository
+from mint.store import audit, journal, repository
+from mint.store.keys import Key
 from mint.store.schema import Operation, Run, Status
 from mint.wire.numbering import numbering
 from mint.wire.passes import JSON
@@ -38,27 +41,28 @@ PLANNING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planning")
 """Reads and plans large bodies, and what is replayed; one at a time, since a parsed body is many times its size."""
 
 
-async def submit(services: Services, kind: Kind[R], body: bytes, content_type: str, owner: str) -> Operation:
+async def submit(services: Services, kind: Kind[R], body: bytes, content_type: str, caller: Key) -> Operation:
     """Accept a request: once this returns it is in the journal and will be carried out.
 
     Returns:
         The journaled operation; for a retry, the one that the first try made.
 
     Raises:
-        MintError: the request is refused; its sequence number counts as spent.
+        MintError: the request is refused; its sequence number counts as spent, unless it may be sent again.
     """
+    services.check_accepting()
     large = len(body) > LARGE_BODY
     number: tuple[str, int] | None = None
     try:
         request = await aside(large, kind.parse, body, content_type)
         number = kind.stream(request)
-        arrived = _pending(kind.name, number, owner, body, content_type)
-        return await _accept(services, kind, request, arrived, large=large)
+        arrived = _pending(kind.name, number, caller.owner, body, content_type)
+        return await _accept(services, kind, request, arrived, caller, large=large)
     except MintError as error:
         if kind.ordered and error.category == "user":
             number = number or await aside(large, numbering, body)
             if number is not None:
-                await _spend(services, _refused(kind.name, number, owner, error))
+                await _spend(services, _refused(kind.name, number, caller.owner, error))
         raise
 
 
@@ -85,9 +89,17 @@ def _pending(kind: str, number: tuple[str, int], owner: str, body: bytes, conten
     )
 
 
-async def _accept(services: Services, kind: Kind[R], request: R, arrived: Operation, *, large: bool) -> Operation:
+async def _accept(
+    services: Services, kind: Kind[R], request: R, arrived: Operation, caller: Key, *, large: bool
+) -> Operation:
     """Journal and dispatch; what is large is planned between looking up and writing, the rest in one transaction."""
     catalog = services.catalog
+    asked = limits.Asked(
+        makes_run=kind.ordered and arrived.seq_id == 0,
+        saves=kind.saves,
+        awaited=kind.ordered and services.dispatcher.awaits(arrived.stream, arrived.seq_id),
+        heard_since=services.heard_since,
+    )
 
     def look_up(connection: Connection) -> Operation:
         """`arrived` with its facts, or the operation that has its number already."""
@@ -98,6 +110,7 @@ async def _accept(services: Services, kind: Kind[R], request: R, arrived: Operat
             raise BusyError(services.config.max_waiting_samples)
         facts = kind.resolve(connection, catalog, request, arrived.owner)
         catalog.model(facts["model"])
+        limits.check(connection, caller, asked)
         return replace(arrived, facts=facts, directory=facts.get("directory") or facts.get("reference"))
 
     def to_plan(connection: Connection) -> Operation:
@@ -111,6 +124,9 @@ async def _accept(services: Services, kind: Kind[R], request: R, arrived: Operat
         command = command or kind.plan(catalog, recalled(connection, catalog, operation), request)
         journal.insert(connection, operation)
         kind.record(connection, operation, request)
+        if asked.makes_run:
+            what = {"base_model": operation.facts["model"], "key_id": caller.key_id}
+            audit.record(connection, "training_run_create", arrived.owner, training_run_id=arrived.stream, **what)
         return operation, command
 
     command: Command | None = None
@@ -120,6 +136,7 @@ async def _accept(services: Services, kind: Kind[R], request: R, arrived: Operat
             if found.request_id == arrived.request_id:
                 command = await aside(large, kind.plan, catalog, found, request)
         operation, command = await services.database.transaction(partial(write, command=command))
+        bind(request_id=operation.request_id, run_id=operation.stream)
         if command is None:
             return _retry_of(operation, kind, arrived.owner)
         dispatch(services, kind, operation, request, command)
@@ -160,7 +177,8 @@ def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R
     """Send a journaled operation on its way to the worker; its result will be written down."""
 
     async def finish(outcome: Result | MintError) -> None:
-        await finishing.finish(services, kind, operation, request, outcome)
+        begin(request_id=operation.request_id, run_id=operation.stream, owner=operation.owner)
+        await finishing.finish(services, kind, operation, request, command, outcome)
 
     services.results.expect(operation)
     what = operation.request_id, operation.seq_id, operation.facts["model"]

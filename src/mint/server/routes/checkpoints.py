@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from time import time
 from typing import Annotated, Any
 
@@ -11,13 +12,13 @@ from sqlalchemy import Connection
 
 from mint.errors import InUseError
 from mint.server import access, resources
-from mint.server.dependencies import Owner, Ready
+from mint.server.dependencies import Caller, Owner, Ready
 from mint.server.operations.copies import copy_weights
 from mint.server.operations.kinds import REPLAYED
 from mint.server.operations.weights import refuse_token
 from mint.server.routes.training_runs import Limit, Offset
 from mint.server.services import Services
-from mint.store import checkpoints, listings, repository
+from mint.store import audit, checkpoints, listings, repository
 from mint.store.listings import Window
 from mint.store.schema import Checkpoint, Run
 from mint.wire.paths import CheckpointPath
@@ -85,6 +86,7 @@ async def delete_checkpoint(run_id: str, segment: str, name: str, services: Read
             if reader is not None:
                 raise InUseError(f"{found.path} is in use by {reader}", field="checkpoint_id")
         checkpoints.remove(connection, found)
+        audit.record(connection, "checkpoint_delete", owner, path=found.path)
 
     return await _change(services, (run_id, segment, name), owner, delete)
 
@@ -92,17 +94,21 @@ async def delete_checkpoint(run_id: str, segment: str, name: str, services: Read
 @router.post(f"{ONE}/publish", status_code=204)
 async def publish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
     """Let every key of this server read it."""
-    return await _change(
-        services, (run_id, segment, name), owner, lambda c, found: checkpoints.change(c, found, public=True)
-    )
+    return await _change(services, (run_id, segment, name), owner, partial(_set_public, public=True))
 
 
 @router.delete(f"{ONE}/publish", status_code=204)
 async def unpublish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
     """Keep it to its owner again. Samplers and runs that others have made of it go on."""
-    return await _change(
-        services, (run_id, segment, name), owner, lambda c, found: checkpoints.change(c, found, public=False)
-    )
+    return await _change(services, (run_id, segment, name), owner, partial(_set_public, public=False))
+
+
+def _set_public(connection: Connection, found: Checkpoint, *, public: bool) -> None:
+    if found.public != public:
+        checkpoints.change(connection, found, public=public)
+        audit.record(
+            connection, "checkpoint_publish" if public else "checkpoint_unpublish", found.owner, path=found.path
+        )
 
 
 @router.put(f"{ONE}/ttl", status_code=204)
@@ -141,11 +147,11 @@ async def _change(
 async def copy(
     request: CopyWeightsRequest,
     services: Ready,
-    owner: Owner,
+    caller: Caller,
     x_idempotency_key: HeaderText = None,
     x_tinker_weights_access_token: HeaderText = None,
 ) -> dict[str, Any]:
     """Another name for a checkpoint that the caller may read; its files are shared."""
     refuse_token(x_tinker_weights_access_token, "X-Tinker-Weights-Access-Token")
     refuse_token(request.weights_access_token, "weights_access_token")
-    return await services.database.transaction(lambda c: copy_weights(c, request, x_idempotency_key, owner))
+    return await services.database.transaction(lambda c: copy_weights(c, request, x_idempotency_key, caller))

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from starlette.background import BackgroundTask
 
 from mint.server import access, lifetimes
-from mint.server.dependencies import Owner, Ready
+from mint.server.dependencies import Owner, Poller, Ready
 from mint.server.resources import DEFAULT_PROJECT
 from mint.server.routes.training_runs import AccessScope, Limit, Offset
 from mint.server.sweeper import end_revisions
@@ -44,7 +44,7 @@ async def create_session(request: CreateSessionRequest, http: Request, services:
 
 
 @router.post("/session_heartbeat")
-async def heartbeat(request: HeartbeatRequest, services: Ready, owner: Owner) -> dict[str, str]:
+async def heartbeat(request: HeartbeatRequest, services: Ready, owner: Poller) -> dict[str, str]:
     """The client lives; 410 once its session is finished, which ends the client's heartbeat."""
 
     def beat(connection: Connection) -> None:
