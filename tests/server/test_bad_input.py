@@ -8,7 +8,7 @@ from itertools import count
 from typing import Any
 
 from .inprocess import MODEL, Serve, World
-from .test_routes import LORA, LOSS, PASS, REVERSE_KL, SAMPLE, Objects
+from .objects import LORA, LOSS, PASS, REVERSE_KL, SAMPLE, Objects
 
 ODD: tuple[Any, ...] = (None, True, -1, 10**400, 1.5, 1e308, "", "x" * 10_000, "../a", "a\0b", "é\u202e", "\ud800")
 ODD += ([[]], {"": {}}, [None], {"\ud800": "\ud800"})
@@ -53,6 +53,24 @@ def bodies(mine: Objects) -> dict[str, dict[str, Any]]:
         "asample": {"sampling_session_id": mine.sampler, "seq_id": 7, "num_samples": 1, **SAMPLE},
         "retrieve_future": {"request_id": mine.request, "allow_metadata_only": False},
         "cancel_future": {"request_id": mine.request},
+        "weights_info": {"tinker_path": mine.path},
+        "copy_weights": {
+            "source_path": mine.path,
+            "destination_project_id": "p",
+            "session_id": mine.session,
+            "model_seq_id": 6,
+            "ttl_seconds": 3600,
+        },
+        "sessions/search": {
+            "session_id": "s",
+            "display_name": "d",
+            "project_ids": ["p"],
+            "user_metadata": {"a": "b"},
+            "owner": {"type": "user", "owner_urns": ["o"]},
+            "statuses": [{"type": "client_finished", "reasons": ["success"]}],
+            "limit": 1,
+            "cursor": {"last_session_id": mine.session},
+        },
         f"sessions/{mine.session}/finish": {"reason": {"type": "success"}, "detail": "d"},  # last: it ends the session
     }
 
@@ -107,6 +125,11 @@ def test_odd_paths_and_queries(serve: Serve) -> None:
                 for method, path in (
                     ("GET", f"samplers/{text}"),
                     ("POST", f"sessions/{text}/finish"),
+                    ("GET", f"sessions/{text}/trace_export"),
+                    ("GET", f"traces/{text}?expires={text}&signature={text}"),
+                    ("GET", f"training_runs/{text}/checkpoints"),
+                    ("GET", f"training_runs?project_id={text}&limit={text}"),
+                    ("DELETE", f"training_runs/{text}/checkpoints/weights/{text}"),
                     ("GET", f"audit?day={text}"),
                     ("GET", f"billing/usage/events?starting_on={text}&ending_before={text}"),
                     ("GET", f"billing/usage/checkpoints/current?project_id={text}"),

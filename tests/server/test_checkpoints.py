@@ -90,6 +90,7 @@ def test_a_published_checkpoint_is_everyones_to_read_and_its_owners_to_change(se
                     await world.bob.post("weights_info", {"tinker_path": path}),
                     await world.bob.send("GET", url(path).rpartition("/weights/")[0]),
                     await world.bob.post("create_sampling_session", sampler),
+                    await world.bob.post("asample", {**SAMPLE, "model_path": path}),
                     await world.bob.post("load_weights", load),
                 ]
                 return {answer.status_code for answer in answers}

@@ -6,7 +6,6 @@ A route that is not listed here fails these tests: say for a new one what a stra
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -20,59 +19,10 @@ from mint.wire import messages_pb2 as pb
 
 from .inprocess import MODEL, PROTOBUF, Api, Serve, World, datum, play
 from .key_rows import add
+from .objects import LORA, LOSS, PASS, REVERSE_KL, SAMPLE, Objects
 
 API = "/api/v1"
 OPENAI = ("/v1", "/oai/api/v1")
-
-
-@dataclass(frozen=True)
-class Objects:
-    """One of each that somebody has."""
-
-    session: str
-    run: str
-    sampler: str
-    path: str
-    request: str
-    loss: str
-
-    @classmethod
-    async def of(cls, api: Api) -> Objects:
-        session = await api.session()
-        run, sampler = await api.run(session), await api.sampler(session)
-        saved = await api.ok("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
-        path = (await api.retrieve(saved["request_id"]))["path"]
-        loss = await api.result("create_custom_loss", {"session_id": session, **LOSS})
-        return cls(session, run, sampler, path, saved["request_id"], loss["loss_id"])
-
-
-LOSS: dict[str, Any] = {
-    "custom_loss_seq_id": 0,
-    "name": "mean",
-    "inputs": [{"name": "logprobs", "rank": 1}],
-    "graph": {
-        "format": 1,
-        "nodes": [
-            {"op": "placeholder", "name": "logprobs", "target": "logprobs", "args": [], "kwargs": {}},
-            {"op": "call_method", "name": "sum_1", "target": "sum", "args": [{"ref": "logprobs"}], "kwargs": {}},
-            {
-                "op": "output",
-                "name": "output",
-                "target": "output",
-                "args": [{"tuple": [{"ref": "sum_1"}, {"dict": {}}]}],
-                "kwargs": {},
-            },
-        ],
-    },
-}
-LORA = {"base_model": MODEL, "lora_config": {"rank": 4}}
-SAMPLE = {"prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {"max_tokens": 1}}
-OLD_DATUM = {
-    "model_input": {"chunks": [{"tokens": [5, 6, 7]}]},
-    "loss_fn_inputs": {"target_tokens": {"data": [6, 7, 8], "dtype": "int64", "shape": [3]}},
-}
-PASS = {"data": [OLD_DATUM], "loss_fn": "cross_entropy"}
-REVERSE_KL = {"data": [{"student_input": [5, 6], "reference_input": [5, 6], "target_tokens": [6, 7]}]}
 
 
 def protobuf(run: str, **fields: Any) -> dict[str, Any]:

@@ -40,7 +40,8 @@ class WireModel(BaseModel):
     @field_validator("*")
     @classmethod
     def _is_text(cls, value: Any) -> Any:
-        if isinstance(value, str) and not is_text(value):
+        parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if not all(is_text(part) for part in parts if isinstance(part, str)):
             raise ValueError("has half a surrogate pair, which is no character")
         return value
 

@@ -106,9 +106,8 @@ async def unpublish(run_id: str, segment: str, name: str, services: Ready, owner
 def _set_public(connection: Connection, found: Checkpoint, *, public: bool) -> None:
     if found.public != public:
         checkpoints.change(connection, found, public=public)
-        audit.record(
-            connection, "checkpoint_publish" if public else "checkpoint_unpublish", found.owner, path=found.path
-        )
+        event = "checkpoint_publish" if public else "checkpoint_unpublish"
+        audit.record(connection, event, found.owner, path=found.path)
 
 
 @router.put(f"{ONE}/ttl", status_code=204)
