@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install quickstart test lint types format test-slow test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-gpu clean
+.PHONY: help install quickstart test lint types format test-slow test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -67,6 +67,9 @@ bench: $(STAMP) ## Latencies, start-up time and memory
 
 bench-training: $(STAMP) ## Training speed, against the machine and plain PEFT (about 10 minutes)
 	$(BIN)/python -m benchmarks.training
+
+bench-checkpoints: $(STAMP) ## Lists, look-ups and expiry with 100,000 checkpoints
+	$(BIN)/python -m benchmarks.checkpoints
 
 bench-sampling: $(STAMP) ## Sampling speed, against the machine and plain generation (about 6 minutes)
 	$(BIN)/python -m benchmarks.sampling

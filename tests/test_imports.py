@@ -12,11 +12,12 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "mint"
 
-EVERYONE = {"config", "errors"}
+EVERYONE = {"config", "errors", "observability"}
 MAY_IMPORT: dict[str, set[str]] = {
     # what everyone may import imports none of ours
     "config": set(),
     "errors": set(),
+    "observability": set(),
     "tiny": set(),
     # wire ◀ store ◀ server ▶ dispatch ▶ engine ▶ models
     "wire": EVERYONE,
@@ -32,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "renderers": {"tiny"},
     "__init__": EVERYONE | {"client", "mint", "tinker"},
     # the command line puts them together
-    "cli": EVERYONE | {"server", "client", "tiny"},
+    "cli": EVERYONE | {"store", "server", "client", "tiny"},
 }
 
 TORCH_FREE_ENGINE = {

@@ -67,7 +67,9 @@ class ServerConfig:
     """What `mint serve` runs with.
 
     Attributes:
-        api_keys: keys that may talk to this server; each is a tenant of its own.
+        api_keys: keys that may talk to this server besides those in its database; each is a tenant of its own.
+        admin_keys: as `api_keys`, of those who run the server.
+        jwt_auth: has the SDK exchange its key for a token that lives for an hour.
         long_poll_seconds: how long `retrieve_future` is held open; the SDK gives up after 45.
         gap_seconds: how long a run waits for a sequence number that never arrives before it goes on without it; the SDK
             goes on sending one for 300.
@@ -76,12 +78,14 @@ class ServerConfig:
         max_waiting_samples: sample requests of one key that may wait for a place in a worker; the next is told to come
             again.
         session_timeout_seconds: how long a session is believed in without a heartbeat, which the SDK sends every 10;
-            then its samples are cancelled and its revisions without a name removed.
+            then its samples are cancelled, its revisions without a name removed, and its runs are no live ones.
     """
 
     data_dir: Path
     models: tuple[ModelSource, ...]
-    api_keys: tuple[str, ...]
+    api_keys: tuple[str, ...] = ()
+    admin_keys: tuple[str, ...] = ()
+    jwt_auth: bool = False
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     database_url: str | None = None

@@ -31,7 +31,7 @@ class MintError(Exception):
 
     status = 500
     category = "server"
-    retry_after: int | None = None
+    retry_after: float | None = None
 
     def __init__(self, message: str, *, field: str | None = None, datum: int | None = None) -> None:
         self.field = shortened(field, MAX_FIELD) if field else field
@@ -56,15 +56,37 @@ class BadRequestError(MintError):
     category = "user"
 
 
+class InUseError(BadRequestError):
+    """Something reads what the request would remove. Not 409, which the SDK sends again for five minutes."""
+
+
 class AuthenticationError(MintError):
-    """No key, or a key this server does not know."""
+    """No key, or a key this server does not know.
+
+    Attributes:
+        challenge: the response's `WWW-Authenticate`.
+    """
 
     status = 401
     category = "user"
+    challenge = "Bearer"
+
+
+class InvalidTokenError(AuthenticationError):
+    """A token that has expired, or is none of this server's; its key gets a new one."""
+
+    challenge = 'Bearer error="invalid_token"'
 
 
 class PermissionDeniedError(MintError):
     """The object exists and belongs to someone else."""
+
+    status = 403
+    category = "user"
+
+
+class LimitExceededError(MintError):
+    """The key's limit on what its owner has is reached; waiting alone does not help."""
 
     status = 403
     category = "user"
@@ -105,17 +127,28 @@ class BusyError(MintError):
         limit: samples of one owner that may wait.
     """
 
+    status = 429
+    retry_after = 1.0
+
     def __init__(self, limit: int) -> None:
         super().__init__(f"{limit} samples of yours wait for a place, and no more may: send this one again later")
 
+
+class RateLimitError(MintError):
+    """More than the key may ask for at a time; the same request may succeed after `retry_after` seconds."""
+
     status = 429
-    retry_after = 1
+
+    def __init__(self, message: str, *, field: str | None = None, retry_after: float = 1.0) -> None:
+        super().__init__(message, field=field)
+        self.retry_after = retry_after
 
 
 class UnavailableError(MintError):
-    """The server cannot answer yet; the same request may succeed later."""
+    """The server cannot answer yet, or not any more; the same request may succeed later."""
 
     status = 503
+    retry_after = 1.0
 
 
 class ModelLoadError(MintError):

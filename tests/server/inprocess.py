@@ -23,7 +23,7 @@ from mint.server.services import Services
 from mint.wire import messages_pb2 as pb
 from tests.dispatch.fakes import INFO, FakeWorker
 
-ALICE, BOB = "sk-alice-secret", "sk-bob-secret"
+ALICE, BOB, ADMIN = "sk-alice-secret", "sk-bob-secret", "sk-admin-secret"
 PROTOBUF = "application/x-protobuf"
 MODEL = "base"
 
@@ -133,6 +133,7 @@ class World:
     workers: list[IdleWorker]
     alice: Api
     bob: Api
+    admin: Api
 
     @property
     def worker(self) -> IdleWorker:
@@ -162,14 +163,16 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
         monkeypatch.setattr(fleet.LocalWorker, "start", start_worker)
         # a gap is never given up here: what waits for one fails its test
         defaults = {"models": (ModelSource(MODEL, "/nowhere"),), "gap_seconds": 3600.0, "long_poll_seconds": 20.0}
-        config = ServerConfig(**{"data_dir": folder, "api_keys": (ALICE, BOB), **defaults, **settings})
+        config = ServerConfig(
+            **{"data_dir": folder, "api_keys": (ALICE, BOB), "admin_keys": (ADMIN,), **defaults, **settings}
+        )
         app = create_app(config)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://server", timeout=20) as http,
         ):
-            yield World(app, workers, Api(http, ALICE), Api(http, BOB))
+            yield World(app, workers, Api(http, ALICE), Api(http, BOB), Api(http, ADMIN))
 
     return start
 

@@ -13,9 +13,9 @@ import pytest
 from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from mint.engine.core import CreateRun, ForwardBackward, OptimStep, RestoreRun, Sample, SaveState
+from mint.engine.core import CreateRun, ForwardBackward, OptimStep, RestoreRun, Sample, SaveState, Snapshot
 from mint.errors import NotFoundError
-from mint.store import repository
+from mint.store import files, repository
 from mint.store.schema import RunSnapshot, operations
 from tests.dispatch.fakes import FakeWorker
 
@@ -253,13 +253,16 @@ def test_a_kill_between_files_and_journal_is_mended(
             world.worker.paused = True
             future = await world.alice.ok("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
             folder = killed(tmp_path / "data")
-        written = folder / "checkpoints" / future["request_id"]
+        written = folder / "checkpoints" / f"{future['request_id']}.staged"
         written.mkdir(parents=True)
         (written / "weights").write_text("1")
+        files.commit(folder / "checkpoints", future["request_id"])
         (folder / "checkpoints" / "req-of-a-save-that-failed.staged").mkdir()
         async with serve(folder) as world:
             path = (await world.alice.retrieve(future["request_id"]))["path"]
-            assert [entry.name for entry in (folder / "checkpoints").iterdir()] == [future["request_id"]]
+            while (left := {entry.name for entry in (folder / "checkpoints").iterdir()}) != {future["request_id"]}:
+                assert left == {future["request_id"], "req-of-a-save-that-failed.staged"}
+                await asyncio.sleep(0.01)
             await world.alice.sampler(model_path=path)
 
     play(scene)
@@ -366,7 +369,7 @@ def test_rows_that_do_not_fit_fail_the_operation(serve: Serve, monkeypatch: pyte
                 raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
 
             with monkeypatch.context() as patch:
-                patch.setattr("mint.store.repository.put_checkpoint", twice)
+                patch.setattr("mint.store.checkpoints.put", twice)
                 failed = await world.alice.result("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
             assert failed["category"] == "server"
             await world.alice.step(run, 2)
@@ -396,7 +399,9 @@ def test_what_lies_before_a_snapshot_is_not_computed_again(serve: Serve, tmp_pat
             for number in range(1, 9, 2):
                 await world.alice.pass_(run, number)
                 await world.alice.step(run, number + 1)
-            while (snapshot := await snapshot_of(world, run)) is None:
+            # the last of them, so that none is committed while this is read
+            last = [command.directory.name for command in world.worker.executed if isinstance(command, Snapshot)][-1]
+            while (snapshot := await snapshot_of(world, run)) is None or str(snapshot.seq_id) != last:
                 await asyncio.sleep(0.01)
             kept = {number for number, payload in await payloads(world, run) if payload}
             assert kept == set(range(snapshot.seq_id + 1, 9))

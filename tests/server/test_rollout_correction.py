@@ -151,13 +151,16 @@ def test_a_run_of_a_checkpoint_has_the_correction_of_the_run_that_made_it(serve:
     async def scene() -> None:
         async with serve() as world:
             path = await checkpoint(world, await new_run(world.alice, PUBLISHED), kind)
+            copying = {"source_path": path, "destination_project_id": "archive"}
+            copy = (await world.alice.ok("copy_weights", copying))["tinker_path"]
             other = {"rollout_is": "token"}
-            for fields, expected in (
-                ({}, PUBLISHED),
-                ({"rollout_correction_config": other}, other),
-                ({"rollout_correction_config": None}, None),
+            for source, fields, expected in (
+                (path, {}, PUBLISHED),
+                (path, {"rollout_correction_config": other}, other),
+                (path, {"rollout_correction_config": None}, None),
+                (copy, {}, PUBLISHED),
             ):
-                response = await loaded(world.alice, path, **fields)
+                response = await loaded(world.alice, source, **fields)
                 run = (await world.alice.retrieve(response.json()["request_id"]))["model_id"]
                 found = await stored(world, run)
                 assert found is not None

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mint.engine.core import ExportRevision, LoadState
+from mint.store import checkpoints
 
 from .inprocess import MODEL, Serve, World, play
 
@@ -109,10 +110,8 @@ def test_an_expired_checkpoint_is_gone_and_its_name_free(serve: Serve, monkeypat
             run = await world.alice.run()
             path = (await save(world, run, 1, path="a", ttl_seconds=3600))["path"]
             await world.alice.sampler(model_path=path)
-            from mint.store import repository
-
-            now = repository.time()
-            monkeypatch.setattr(repository, "time", lambda: now + 3601)
+            now = checkpoints.time()
+            monkeypatch.setattr(checkpoints, "time", lambda: now + 3601)
             session = await world.alice.session()
             body = {"session_id": session, "sampling_session_seq_id": 0, "model_path": path}
             assert (await world.alice.post("create_sampling_session", body)).status_code == 404
@@ -176,6 +175,7 @@ def test_a_run_made_from_a_checkpoint(serve: Serve) -> None:
                 ({"base_model": "other"}, "base_model"),
                 ({"optimizer_config": {"type": "dimuon", "version": 1}}, "optimizer_config.type"),
                 ({"model_id": run, "seq_id": 2}, "body"),
+                ({"weights_access_token": "tml-x"}, "weights_access_token"),
                 ({"model_seq_id": None}, "body"),
             ):
                 response = await world.alice.post("load_weights", {**new, "model_seq_id": 2, **wrong})
@@ -188,7 +188,7 @@ def test_a_worker_that_cannot_write_fails_the_save_alone(serve: Serve, monkeypat
     async def scene() -> None:
         async with serve() as world:
             run = await world.alice.run()
-            monkeypatch.setattr("mint.server.operations.weights.os.fsync", no_space)
+            monkeypatch.setattr("mint.store.files.os.fsync", no_space)
             failed = await save(world, run, 1, path="a")
             assert failed["category"] == "server"
             monkeypatch.undo()

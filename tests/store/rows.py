@@ -22,7 +22,13 @@ def run(**fields: Any) -> Run:
 
 def checkpoint(**fields: Any) -> Checkpoint:
     shape = {"lora_rank": 4, "train_attn": True, "train_mlp": True, "train_unembed": False}
-    names = {"checkpoint_id": "c1", "path": "tinker://s:train:0/weights/a", "run_id": "s:train:0", "owner": "me"}
+    names = {
+        "checkpoint_id": "c1",
+        "path": "tinker://s:train:0/weights/a",
+        "kind": "training",
+        "run_id": "s:train:0",
+        "owner": "me",
+    }
     rest = {"base_model": "base", "directory": "c1", "size_bytes": 10, "created_at": 1.0}
     return Checkpoint(**{**names, **shape, **rest, **fields})
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from time import time
 from typing import Any
 
 from mint.store import repository
-from mint.store.schema import Checkpoint, CustomLoss, Run, Sampler, Session
+from mint.store.schema import CustomLoss, Run, Sampler, Session
 
 from .conftest import Transact
-from .rows import checkpoint, insert_run, run, sampler, session
-
-PATH = "tinker://s:train:0/weights/a"
+from .rows import insert_run, run, sampler, session
 
 
 def test_rows_come_back(transact: Transact[Any]) -> None:
@@ -58,34 +55,6 @@ def test_a_heartbeat_is_noted(transact: Transact[Any]) -> None:
     transact(insert_run)
     transact(lambda c: repository.touch_session(c, "s"))
     assert transact(lambda c: repository.find(c, Session, session_id="s")).last_heartbeat > 1.0
-
-
-def test_a_taken_path_is_kept_unless_overwritten(transact: Transact[Any]) -> None:
-    transact(insert_run)
-    assert transact(lambda c: repository.put_checkpoint(c, checkpoint()))
-    second = checkpoint(checkpoint_id="c2", directory="c2")
-    assert not transact(lambda c: repository.put_checkpoint(c, second))
-    assert transact(lambda c: repository.live_checkpoint(c, PATH)).directory == "c1"
-    assert transact(lambda c: repository.put_checkpoint(c, second, overwrite=True))
-    assert transact(lambda c: repository.live_checkpoint(c, PATH)).directory == "c2"
-    # whoever samples the old contents still finds them
-    assert transact(lambda c: repository.find(c, Checkpoint, checkpoint_id="c1")).path is None
-
-
-def test_an_expired_checkpoint_is_not_there(transact: Transact[Any]) -> None:
-    transact(insert_run)
-    transact(lambda c: repository.put_checkpoint(c, checkpoint(expires_at=time() - 1)))
-    assert transact(lambda c: repository.live_checkpoint(c, PATH)) is None
-    fresh = checkpoint(checkpoint_id="c2", directory="c2", expires_at=time() + 60)
-    assert transact(lambda c: repository.put_checkpoint(c, fresh))
-    assert transact(lambda c: repository.live_checkpoint(c, PATH)).directory == "c2"
-
-
-def test_checkpoints_without_a_path_do_not_collide(transact: Transact[Any]) -> None:
-    transact(insert_run)
-    for name in ("c1", "c2"):
-        mine = checkpoint(checkpoint_id=name, directory=name, path=None)
-        assert transact(lambda c, mine=mine: repository.put_checkpoint(c, mine))
 
 
 def test_a_number_of_a_session_is_one_sampler(transact: Transact[Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from mint.cli import keys
 from mint.cli.run import run
 from mint.cli.serve import serve
 
@@ -16,5 +17,6 @@ app = typer.Typer(
 )
 
 app.command()(serve)
+app.add_typer(keys.app, name="keys")
 # what follows the program is the program's
 app.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})(run)

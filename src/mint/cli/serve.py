@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import ipaddress
-import logging
 import os
 import signal
 import socket
@@ -22,6 +21,7 @@ from rich.text import Text
 
 from mint.config import DEFAULT_DATA_DIR, DEFAULT_PORT, Device, DType, EngineConfig, ModelSource, ServerConfig
 from mint.errors import MintError
+from mint.observability.logs import LogFormat, configure
 from mint.tiny import NAME, model_path
 
 if TYPE_CHECKING:
@@ -65,30 +65,40 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     ] = False,
     device: Annotated[Device, typer.Option(help="Where base models live.")] = EngineConfig.device,
     dtype: Annotated[DType, typer.Option(help="Type of the base models' weights.")] = EngineConfig.dtype,
+    jwt_auth: Annotated[
+        bool, typer.Option("--jwt-auth", help="Have clients exchange their keys for tokens that live for an hour.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Say nothing but errors.")] = False,
     log_level: Annotated[LogLevel, typer.Option(help="What is logged.")] = LogLevel.WARNING,
+    log_format: Annotated[LogFormat, typer.Option(help="Lines for people, or JSON.")] = LogFormat.TEXT,
 ) -> None:
     """Serve base models: train and sample LoRA adapters on them over HTTP."""
-    from mint.server.auth import Keys  # noqa: PLC0415
+    from mint.server.auth import given_key  # noqa: PLC0415
 
     console.quiet = quiet
-    logging.basicConfig(level=log_level.upper(), format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    configure(log_level.upper(), log_format)
     folder = data_dir.expanduser().resolve()
     keys = tuple(api_key or ())
-    if not keys and not _is_loopback(host):
-        _stop(f"{host} can be reached from other machines: give a key with --api-key, or listen on 127.0.0.1")
+    if not keys and not _is_loopback(host) and not _has_keys(folder):
+        _stop(
+            f"{host} can be reached from other machines: give a key with --api-key, make one with `mint keys create`, "
+            "or listen on 127.0.0.1"
+        )
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(folder)
         listener = _listen(host, port)
-        keys = keys or (_local_key(folder),)
-        Keys(keys)
+        made = (_local_key(folder),) if not keys and _is_loopback(host) else ()
+        for key in keys:
+            given_key(key)
     except (OSError, MintError) as error:
         _stop(str(error))
     config = ServerConfig(
         data_dir=folder,
         models=_sources(model or [NAME]),
         api_keys=keys,
+        admin_keys=made,
+        jwt_auth=jwt_auth,
         host=host,
         port=listener.getsockname()[1],
         engine=EngineConfig(
@@ -103,7 +113,7 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     )
     try:
         with lock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(config, listener, made_key=not api_key))
+            runner.run(_run(config, listener))
     except MintError as error:
         _stop(str(error))
     except SystemExit:
@@ -168,20 +178,30 @@ def _lock(data_dir: Path) -> IO[str]:
     return file
 
 
+def _has_keys(data_dir: Path) -> bool:
+    """Whether `mint keys` has made a key that is good now."""
+    from mint.store import keys  # noqa: PLC0415
+    from mint.store.database import Database  # noqa: PLC0415
+
+    path = data_dir / "mint.db"
+    if not path.exists():
+        return False
+    database = Database.at(path)
+    try:
+        return asyncio.run(database.transaction(keys.any_holds))
+    finally:
+        database.close()
+
+
 def _local_key(data_dir: Path) -> str:
     """The key made for this data folder, so that what it owns is still its owner's after a restart."""
     from mint.server.auth import generate_key  # noqa: PLC0415
+    from mint.store.private import read_or_create  # noqa: PLC0415
 
-    path = data_dir / "local_key"
-    if not path.exists():
-        written = path.with_suffix(".new")
-        with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            file.write(generate_key())
-        written.replace(path)
-    return path.read_text().strip()
+    return read_or_create(data_dir / "local_key", generate_key)
 
 
-async def _run(config: ServerConfig, listener: socket.socket, *, made_key: bool) -> None:
+async def _run(config: ServerConfig, listener: socket.socket) -> None:
     """Serve until a signal.
 
     Raises:
@@ -202,7 +222,7 @@ async def _run(config: ServerConfig, listener: socket.socket, *, made_key: bool)
         with console.status(f"loading {', '.join(source.name for source in config.models)} …"):
             ready = await _startup(app, serving)
         if ready:
-            _announce(config, perf_counter() - started, made_key=made_key)
+            _announce(config, perf_counter() - started)
         await serving
     finally:
         _forget(config)
@@ -229,17 +249,19 @@ async def _startup(app: FastAPI, serving: asyncio.Task[None]) -> bool:
     return True
 
 
-def _announce(config: ServerConfig, seconds: float, *, made_key: bool) -> None:
+def _announce(config: ServerConfig, seconds: float) -> None:
     """What is served and what a client needs; with a key made here, clients of this user find it by themselves."""
     from mint.client import credentials  # noqa: PLC0415
 
     url = _url(config)
     console.print(f"MinT serves {', '.join(s.name for s in config.models)} at {url} (ready in {seconds:.1f} s)")
     console.print(f"data in {config.data_dir}; stop with Ctrl-C")
-    if not made_key:
-        console.print(f"\n  export MINT_BASE_URL={url}\n  export MINT_API_KEY=…      # one of the keys you gave")
+    if not config.admin_keys:
+        console.print(
+            f"\n  export MINT_BASE_URL={url}\n  export MINT_API_KEY=…      # one of the keys you gave or made"
+        )
         return
-    key = config.api_keys[0]
+    key = config.admin_keys[0]
     try:
         credentials.remember(credentials.LocalServer(url, key, data_dir=str(config.data_dir)))
         console.print("`import mint` programs of this user find it by themselves; for others:\n")

@@ -34,6 +34,10 @@ class Dispatcher:
         if run_id in self._streams:
             self._streams[run_id][1].skip(seq_id)
 
+    def awaits(self, run_id: str, seq_id: int) -> bool:
+        """Whether a run can go on with this number and no other."""
+        return run_id in self._streams and self._streams[run_id][1].next_seq_id == seq_id
+
     def unload(self, run_id: str) -> None:
         """Free a run, once it has nothing more to do."""
         if run_id in self._streams:

@@ -42,6 +42,10 @@ class Fleet:
         """Whether every model has a worker right now."""
         return all(slot.ready for slot in self._slots.values())
 
+    def has_worker(self, name: str) -> bool:
+        """Whether a model has a worker right now."""
+        return self._slots[name].ready
+
     def models(self) -> list[ModelInfo]:
         """All models that have been loaded."""
         return [slot.info for slot in self._slots.values() if slot.info is not None]

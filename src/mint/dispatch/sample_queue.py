@@ -170,6 +170,14 @@ class SampleQueue:
         rate = lane.rate.per_second
         return Wait(position, sum(map(len, lane.waiting.values())), position / rate if rate is not None else None)
 
+    def waiting_by_model(self) -> Counter[str]:
+        """How many requests stand in line, by base model."""
+        return Counter(ticket.model for ticket in self._waiting.values())
+
+    def out_by_model(self) -> Counter[str]:
+        """How many requests are with a worker, by base model."""
+        return Counter(ticket.model for ticket, _ in self._out.values())
+
     def sessions(self) -> set[str]:
         """Those that have samples here."""
         return {ticket.session_id for ticket in self._tickets() if ticket.session_id is not None}
@@ -177,6 +185,11 @@ class SampleQueue:
     def of_session(self, session_id: str) -> list[str]:
         """The request ids of a session's samples."""
         return [ticket.request_id for ticket in self._tickets() if ticket.session_id == session_id]
+
+    def revisions(self) -> set[str]:
+        """The keys of the revisions that samples here read."""
+        revisions = (ticket.command.revision for ticket in self._tickets())
+        return {revision.key for revision in revisions if revision is not None}
 
     async def cancel(self, request_ids: Iterable[str], error: MintError) -> None:
         """Give up requests: they finish with `error`, and leave the worker at once. Those that have ended stay so."""

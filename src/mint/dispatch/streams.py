@@ -106,6 +106,11 @@ class RunStream:
         """Whether nothing is waiting or under way."""
         return not (self._waiting or self._sent or self._finishing)
 
+    @property
+    def next_seq_id(self) -> int | None:
+        """The number that is sent next; None while the run is being rebuilt for the first time."""
+        return self._next
+
     async def drain(self) -> None:
         """Wait until nothing is waiting, under way or being rebuilt."""
         while not self._stopped and not (self.idle and self._worker is not None):

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import logging
 import os
 import signal
 import socket
@@ -30,6 +29,7 @@ from mint.engine.engine import Answer, Engine
 from mint.errors import MintError, ModelLoadError
 from mint.models.loading import load, load_tokenizer, locate, stop_token_ids
 from mint.models.token_bytes import token_bytes
+from mint.observability.logs import FORMAT_VARIABLE, LogFormat, configure
 
 PR_SET_PDEATHSIG = 1
 """prctl(2): the signal this process gets when its parent dies."""
@@ -139,7 +139,7 @@ def main() -> None:
     """Entry point of the process."""
     _die_with_parent()
     level = os.environ.get("MINT_LOG_LEVEL", "WARNING")
-    logging.basicConfig(level=level, format="%(asctime)s worker %(levelname)s %(message)s")
+    configure(level, LogFormat(os.environ.get(FORMAT_VARIABLE, LogFormat.TEXT)))
     connection = socket.socket(fileno=int(sys.argv[1]))
     # when the server has gone, so has whoever waits for an answer
     with contextlib.suppress(BrokenPipeError, ConnectionResetError):

@@ -7,7 +7,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from mint.errors import BadRequestError, GoneError, NotFoundError, PermissionDeniedError
-from mint.store import repository
+from mint.store import checkpoints, repository
 from mint.store.schema import Checkpoint, CustomLoss, Operation, Run, Sampler, Session
 from mint.wire.paths import CheckpointPath
 
@@ -41,9 +41,15 @@ def session(connection: Connection, session_id: str, owner: str) -> Session:
 
 
 def run(connection: Connection, run_id: str, owner: str) -> Run:
-    """A run of an open session."""
+    """A run of an open session.
+
+    Raises:
+        BadRequestError: it holds a copy of a checkpoint and nothing else.
+    """
     found = owned(repository.find(connection, Run, run_id=run_id), owner, "model_id", run_id)
     session(connection, found.session_id, owner)
+    if found.copied:
+        raise BadRequestError(f"{run_id} holds copied weights; load them into another run to train", field="model_id")
     return found
 
 
@@ -54,8 +60,14 @@ def sampler(connection: Connection, sampler_id: str, owner: str) -> Sampler:
 
 
 def checkpoint(connection: Connection, path: str, owner: str, field: str) -> Checkpoint:
-    """A checkpoint that has not expired."""
-    return owned(repository.live_checkpoint(connection, path), owner, field, path)
+    """A checkpoint to read: theirs, or published, and not expired."""
+    found = checkpoints.live(connection, path)
+    return found if found is not None and found.public else owned(found, owner, field, path)
+
+
+def own_checkpoint(connection: Connection, path: str, owner: str) -> Checkpoint:
+    """A checkpoint to change, which has not expired."""
+    return owned(checkpoints.live(connection, path), owner, "checkpoint_id", path)
 
 
 def sample_source(

@@ -17,16 +17,34 @@ from mint.dispatch.sample_queue import SampleQueue
 from mint.engine.core import WorkerDiedError
 from mint.errors import ModelLoadError
 from mint.server import errors
-from mint.server.auth import Keys
+from mint.server.auth import Keys, given_key
 from mint.server.body import LimitedBody
 from mint.server.catalog import Catalog
 from mint.server.lifetimes import watch
 from mint.server.openai import routes as openai
-from mint.server.operations.submit import ServerJournal, resume
+from mint.server.operations.recovery import ServerJournal, resume
+from mint.server.request_log import RequestLog
 from mint.server.results import Results
-from mint.server.routes import bootstrap, futures, models, operations, samplers, sessions
+from mint.server.routes import (
+    admin,
+    auth,
+    bootstrap,
+    checkpoints,
+    futures,
+    health,
+    models,
+    operations,
+    samplers,
+    search,
+    sessions,
+    traces,
+    training_runs,
+)
 from mint.server.services import Services
+from mint.server.sweeper import keep_sweeping
+from mint.server.tokens import Tokens
 from mint.store.database import Database
+from mint.store.keys import Role
 
 logger = logging.getLogger(__name__)
 
@@ -47,12 +65,13 @@ def create_app(config: ServerConfig) -> FastAPI:
         services = _build(config)
         app.state.services = services
         app.state.startup = asyncio.create_task(_start(services))
-        watching = asyncio.create_task(watch(services))
+        looking_after = [asyncio.create_task(work(services)) for work in (watch, keep_sweeping)]
         try:
             yield
         finally:
             app.state.startup.cancel()
-            watching.cancel()
+            for task in looking_after:
+                task.cancel()
             await services.fleet.close()
             await services.samples.close()
             await services.dispatcher.close()
@@ -60,8 +79,11 @@ def create_app(config: ServerConfig) -> FastAPI:
 
     app = FastAPI(title="MinT", version=version("mint"), lifespan=lifespan)
     app.add_middleware(LimitedBody, max_bytes=config.max_body_bytes)
+    app.add_middleware(RequestLog)
     errors.install(app)
-    for module in (bootstrap, sessions, models, operations, samplers, futures):
+    app.include_router(health.router)
+    rest = (sessions, search, traces, training_runs, checkpoints, admin)
+    for module in (bootstrap, auth, *rest, models, operations, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
     for prefix in openai.PREFIXES:
         app.include_router(openai.router, prefix=prefix)
@@ -70,6 +92,8 @@ def create_app(config: ServerConfig) -> FastAPI:
 
 def _build(config: ServerConfig) -> Services:
     database = Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
+    tokens = Tokens(config.data_dir)
+    given = [given_key(key) for key in config.api_keys] + [given_key(key, Role.ADMIN) for key in config.admin_keys]
     fleet = Fleet(config.models, config.engine)
     catalog = Catalog(config, fleet)
     return Services(
@@ -81,7 +105,8 @@ def _build(config: ServerConfig) -> Services:
         ),
         samples=SampleQueue(fleet, int(WINDOW_PER_BATCH * config.engine.max_decode_batch), config.max_waiting_samples),
         catalog=catalog,
-        keys=Keys(config.api_keys),
+        keys=Keys(given, database, tokens),
+        tokens=tokens,
         results=Results(),
     )
 

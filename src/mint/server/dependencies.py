@@ -7,8 +7,10 @@ from typing import Annotated, TypeAlias
 
 from fastapi import Depends, Request
 
-from mint.errors import UnavailableError
+from mint.errors import PermissionDeniedError, UnavailableError
+from mint.observability.logs import bind
 from mint.server.services import Services
+from mint.store.keys import Key, Role
 
 
 async def _services(request: Request) -> Services:
@@ -16,17 +18,59 @@ async def _services(request: Request) -> Services:
     return services
 
 
-async def _owner(request: Request, services: Annotated[Services, Depends(_services)]) -> str:
+async def _credential(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
-    bearer = token.strip() if scheme.lower() == "bearer" else None
-    return services.keys.owner(request.headers.get("x-api-key") or bearer)
+    bearer = token.strip() if scheme.lower() == "bearer" else ""
+    return request.headers.get("x-api-key") or bearer
 
+
+async def _known(
+    request: Request,
+    services: Annotated[Services, Depends(_services)],
+    credential: Annotated[str, Depends(_credential)],
+) -> Key:
+    key = await services.keys.caller(credential)
+    request.state.caller = key
+    bind(owner=key.owner)
+    return key
+
+
+async def _caller(key: Annotated[Key, Depends(_known)], services: Annotated[Services, Depends(_services)]) -> Key:
+    services.rates.take(key)
+    return key
+
+
+async def _owner(key: Annotated[Key, Depends(_caller)]) -> str:
+    return key.owner
+
+
+async def _poller(key: Annotated[Key, Depends(_known)]) -> str:
+    return key.owner
+
+
+async def _admin(key: Annotated[Key, Depends(_caller)]) -> Key:
+    if key.role != Role.ADMIN:
+        raise PermissionDeniedError("only a key with the role admin may ask for this")
+    return key
+
+
+Credential: TypeAlias = Annotated[str, Depends(_credential)]
+"""What the request presents: a key, a token, or nothing; unchecked."""
+
+Caller: TypeAlias = Annotated[Key, Depends(_caller)]
+"""The request's key; 401 without a good one, 429 when it asks for more than it may per second."""
 
 Owner: TypeAlias = Annotated[str, Depends(_owner)]
-"""Who presents the request's key; 401 without a good one."""
+"""Who presents the request's key; as `Caller`."""
+
+Poller: TypeAlias = Annotated[str, Depends(_poller)]
+"""As `Owner`, for what clients send by themselves to stay alive, learn of results and give up: it is never too much."""
+
+Admin: TypeAlias = Annotated[Key, Depends(_admin)]
+"""As `Caller`; 403 if the key is not an admin's."""
 
 
-async def _ready(services: Annotated[Services, Depends(_services)], _known: Owner) -> Services:
+async def _ready(services: Annotated[Services, Depends(_services)], _key: Annotated[Key, Depends(_known)]) -> Services:
     """Requests wait for the start as they would for a result: the SDK asks again without a pause after a 503."""
     try:
         async with asyncio.timeout(services.config.long_poll_seconds):

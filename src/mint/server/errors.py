@@ -4,17 +4,30 @@ from __future__ import annotations
 
 import json
 import logging
+from math import ceil
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from typing_extensions import override
 
-from mint.errors import MAX_FIELD, BadRequestError, MintError, shortened
+from mint.errors import MAX_FIELD, AuthenticationError, BadRequestError, MintError, PermissionDeniedError, shortened
+from mint.server.services import Services
+from mint.store import audit
+from mint.store.keys import Key
 
 logger = logging.getLogger(__name__)
+
+
+class ErrorResponse(JSONResponse):
+    """An error as JSON in ASCII: it may quote what UTF-8 cannot write."""
+
+    @override
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content).encode()
 
 
 def install(app: FastAPI) -> None:
@@ -26,23 +39,43 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(Exception, _unexpected)
 
 
-class ErrorResponse(JSONResponse):
-    """An error as JSON in ASCII: it may quote what UTF-8 cannot write."""
-
-    @override
-    def render(self, content: Any) -> bytes:
-        return json.dumps(content).encode()
-
-
-async def _mint_error(_request: Request, error: Exception) -> ErrorResponse:
+async def _mint_error(request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, MintError)
     body: dict[str, object] = {"detail": str(error), "type": type(error).__name__}
     if error.field is not None:
         body["field"] = error.field
     if error.datum is not None:
         body["datum"] = error.datum
-    headers = {"Retry-After": str(error.retry_after)} if error.retry_after is not None else None
-    return ErrorResponse(body, error.status, headers)
+    return await refusal(request, error, body)
+
+
+async def refusal(request: Request, error: MintError, body: dict[str, Any]) -> ErrorResponse:
+    """A response that carries an error, in the shape of whichever API; the audit log learns of reaches for others'."""
+    if isinstance(error, PermissionDeniedError):
+        await _note_refusal(request, error)
+    return ErrorResponse(body, error.status, _headers(error))
+
+
+def _headers(error: MintError) -> dict[str, str]:
+    if isinstance(error, AuthenticationError):
+        return {"WWW-Authenticate": error.challenge}
+    if error.retry_after is None:
+        return {}
+    # whole seconds for everybody, and what the SDK understands besides
+    return {"Retry-After": str(ceil(error.retry_after)), "Retry-After-Ms": str(ceil(1000 * error.retry_after))}
+
+
+async def _note_refusal(request: Request, error: PermissionDeniedError) -> None:
+    """Somebody reached for what is not theirs: the audit log says who and for what."""
+    services: Services = request.app.state.services
+    key: Key | None = getattr(request.state, "caller", None)
+    if key is None:
+        return
+    what = {"key_id": key.key_id, "method": request.method, "path": request.url.path, "reason": str(error)}
+    try:
+        await services.database.transaction(lambda c: audit.record(c, "access_refuse", key.owner, **what))
+    except SQLAlchemyError:
+        logger.exception("a refusal could not be written to the audit log")
 
 
 async def _no_unicode(request: Request, _error: Exception) -> ErrorResponse:

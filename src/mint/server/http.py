@@ -22,8 +22,17 @@ class HttpServer(uvicorn.Server):
         self._app = app
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Answer long-polls with what there is; their clients ask again, and then the next process."""
+        """Drain first: what uvicorn then waits for is short."""
         services: Services | None = getattr(self._app.state, "services", None)
         if services is not None:
-            services.results.close()
+            drain(services)
         await super().shutdown(sockets)
+
+
+def drain(services: Services) -> None:
+    """Take no more work, and answer long-polls with what there is: their clients ask again, and then the next process.
+
+    Results that have come are still written; what has none stays in the journal.
+    """
+    services.draining = True
+    services.results.close()

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from functools import partial
-from shutil import rmtree
 
 from mint.errors import OperationCancelledError
 from mint.server.services import Services
+from mint.server.sweeper import end_revisions
 from mint.store import repository
 
 logger = logging.getLogger(__name__)
@@ -21,18 +20,6 @@ logger = logging.getLogger(__name__)
 async def cancel_samples(services: Services, session_id: str, reason: str) -> None:
     """Give up a session's samples; each fails with the reason."""
     await services.samples.cancel(services.samples.of_session(session_id), OperationCancelledError(reason))
-
-
-async def discard_revisions(services: Services, session_id: str) -> None:
-    """Remove the files of a session's revisions without a name, then their rows."""
-    revisions = await services.database.transaction(lambda c: repository.revisions_of_session(c, session_id))
-    for revision in revisions:
-        folder = services.catalog.checkpoint_dir / revision.directory
-        await asyncio.to_thread(rmtree, folder, ignore_errors=True)
-        if folder.exists():
-            logger.warning("%s could not be removed", folder)
-        else:
-            await services.database.transaction(partial(repository.forget_checkpoint, key=revision.checkpoint_id))
 
 
 async def watch(services: Services) -> None:
@@ -55,4 +42,4 @@ async def _sweep(services: Services) -> None:
             await cancel_samples(services, session_id, f"nothing was heard of {session_id} for {seconds:g} s")
     for session in await services.database.transaction(repository.sessions_with_revisions):
         if session.finished_at is not None or services.presence.absent(session.session_id, seconds):
-            await discard_revisions(services, session.session_id)
+            await end_revisions(services, session.session_id)

@@ -32,6 +32,11 @@ class Results:
         self._kept_bytes = 0
         self._closing = False
 
+    @property
+    def under_way(self) -> int:
+        """How many operations are."""
+        return len(self._under_way)
+
     def expect(self, operation: Operation) -> None:
         """An operation is on its way to a worker."""
         self._under_way[operation.request_id] = _Entry(operation)

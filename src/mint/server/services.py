@@ -10,10 +10,15 @@ from mint.config import ServerConfig
 from mint.dispatch.dispatcher import Dispatcher
 from mint.dispatch.fleet import Fleet
 from mint.dispatch.sample_queue import SampleQueue
+from mint.errors import UnavailableError
+from mint.observability.metrics import Metrics
 from mint.server.auth import Keys
 from mint.server.catalog import Catalog
+from mint.server.limits import Rates
 from mint.server.presence import Presence
 from mint.server.results import Results
+from mint.server.signing import Signer
+from mint.server.tokens import Tokens
 from mint.store.database import Database
 
 
@@ -24,6 +29,7 @@ class Services:
     Attributes:
         created_at: when this process began to serve, in Unix seconds.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
+        draining: the server is stopping; it accepts no more work.
     """
 
     config: ServerConfig
@@ -33,7 +39,26 @@ class Services:
     samples: SampleQueue
     catalog: Catalog
     keys: Keys
+    tokens: Tokens
     results: Results
+    signer: Signer = field(default_factory=Signer)
     created_at: float = field(default_factory=time)
     presence: Presence = field(default_factory=Presence)
+    rates: Rates = field(default_factory=Rates)
+    metrics: Metrics = field(default_factory=Metrics)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    draining: bool = False
+
+    @property
+    def heard_since(self) -> float:
+        """When a session must have been heard of to be live now, in Unix seconds."""
+        return time() - self.config.session_timeout_seconds
+
+    def check_accepting(self) -> None:
+        """Let work in.
+
+        Raises:
+            UnavailableError: the server is stopping.
+        """
+        if self.draining:
+            raise UnavailableError("the server is stopping")

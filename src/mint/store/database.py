@@ -10,12 +10,14 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from sqlite3 import SQLITE_BUSY_SNAPSHOT
 from sqlite3 import Connection as SQLiteConnection
 from typing import Any, TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event
+from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy.exc import OperationalError
 
 T = TypeVar("T")
 
@@ -51,12 +53,30 @@ class Database:
         return cls(f"sqlite:///{path}?check_same_thread=false")
 
     async def transaction(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction of its own and return what it returns."""
+        """Run `work` in a transaction of its own and return what it returns. It is run again where that is needed."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 
     def _run(self, work: Callable[[Connection], T]) -> T:
-        with self._connection.begin():
-            return work(self._connection)
+        while True:
+            try:
+                with self._connection.begin():
+                    return work(self._connection)
+            except OperationalError as error:
+                # another process, `mint keys`, wrote between what this transaction read and what it was to write
+                if getattr(error.orig, "sqlite_errorcode", None) != SQLITE_BUSY_SNAPSHOT:
+                    raise
+
+    async def check_writable(self) -> None:
+        """Write without changing anything.
+
+        Raises:
+            SQLAlchemyError: the database does not take it.
+        """
+        await self.transaction(lambda c: c.execute(text("UPDATE alembic_version SET version_num = version_num")))
+
+    async def size_bytes(self) -> int:
+        """Of the database on its disk."""
+        return await self.transaction(_size)
 
     def close(self) -> None:
         """Finish what is queued, then close."""
@@ -74,6 +94,14 @@ def _prepare(connection: SQLiteConnection, _record: Any) -> None:
 
 def _begin(connection: Connection) -> None:
     connection.exec_driver_sql("BEGIN")
+
+
+def _size(connection: Connection) -> int:
+    if connection.dialect.name == "sqlite":
+        query = "SELECT page_count * page_size FROM pragma_page_count, pragma_page_size"
+    else:
+        query = "SELECT pg_database_size(current_database())"
+    return int(connection.execute(text(query)).scalar_one())
 
 
 def _migrate(engine: Engine) -> None:

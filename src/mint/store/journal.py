@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from time import time
 from typing import Any
 
@@ -58,6 +58,25 @@ def _without_payload(connection: Connection, query: Select[Any], key: dict[str, 
     return Operation(**row._mapping, payload=b"") if row is not None else None
 
 
+@dataclass(frozen=True)
+class Span:
+    """When an operation was accepted and when it had its result, in seconds since the epoch."""
+
+    request_id: str
+    seq_id: int
+    kind: str
+    status: Status
+    created_at: float
+    finished_at: float | None
+
+
+def spans(connection: Connection, stream: str) -> list[Span]:
+    """A stream's operations in time, in the order of their numbers."""
+    columns = [operations.c[name] for name in Span.__dataclass_fields__]
+    query = select(*columns).where(operations.c.stream == stream).order_by(operations.c.seq_id)
+    return [Span(**row._mapping) for row in connection.execute(query)]
+
+
 def pending(connection: Connection) -> list[Operation]:
     """All operations without a result, in the order in which they came."""
     query = (
@@ -79,11 +98,11 @@ def finished(connection: Connection, stream: str, after: int) -> list[Operation]
 
 
 def drop_payloads(connection: Connection, stream: str, up_to: int) -> None:
-    """Forget the bodies of finished operations with numbers up to `up_to`."""
+    """Forget the bodies of finished operations with numbers up to `up_to`, and which folders they read."""
     query = update(operations).where(
         operations.c.stream == stream,
         operations.c.seq_id <= up_to,
         operations.c.status != Status.PENDING,
         operations.c.payload != b"",
     )
-    connection.execute(query.values(payload=b""))
+    connection.execute(query.values(payload=b"", directory=None))

@@ -7,7 +7,7 @@ from functools import cache
 from time import time
 from typing import Any, TypeVar
 
-from sqlalchemy import Connection, Select, Table, bindparam, delete, select, update
+from sqlalchemy import Connection, Select, Table, bindparam, select, update
 
 from mint.store.schema import (
     Checkpoint,
@@ -69,8 +69,15 @@ def finish_session(connection: Connection, session_id: str, reason: str, detail:
 
 
 def run_ids_of_session(connection: Connection, session_id: str) -> list[str]:
-    """The session's runs."""
-    return list(connection.scalars(select(runs.c.run_id).where(runs.c.session_id == session_id)))
+    """The session's runs, in the order they were made."""
+    query = select(runs.c.run_id).where(runs.c.session_id == session_id)
+    return list(connection.scalars(query.order_by(runs.c.created_at, runs.c.run_id)))
+
+
+def sampler_ids_of_session(connection: Connection, session_id: str) -> list[str]:
+    """The session's samplers, in the order of their numbers."""
+    query = select(samplers.c.sampler_id).where(samplers.c.session_id == session_id)
+    return list(connection.scalars(query.order_by(samplers.c.session_seq_id)))
 
 
 def put_snapshot(connection: Connection, snapshot: RunSnapshot) -> RunSnapshot | None:
@@ -82,29 +89,14 @@ def put_snapshot(connection: Connection, snapshot: RunSnapshot) -> RunSnapshot |
     return before
 
 
-def snapshot_folders(connection: Connection) -> set[str]:
-    """Of all snapshots."""
-    return set(connection.scalars(select(snapshots.c.directory)))
+def streams_of_session(connection: Connection, session_id: str) -> list[str]:
+    """Names that the session's operations are journaled under."""
+    return run_ids_of_session(connection, session_id) + sampler_ids_of_session(connection, session_id)
 
 
-def put_checkpoint(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = False) -> bool:
-    """Add a checkpoint; False if its path is taken and `overwrite` is not asked for. An expired one takes no path."""
-    if checkpoint.path is not None and (old := find(connection, Checkpoint, path=checkpoint.path)):
-        if not overwrite and live_checkpoint(connection, checkpoint.path) is not None:
-            return False
-        # the files stay as long as a sampler may read them
-        replace_path = update(checkpoints).where(checkpoints.c.checkpoint_id == old.checkpoint_id)
-        connection.execute(replace_path.values(path=None))
-    insert(connection, checkpoint)
-    return True
-
-
-def live_checkpoint(connection: Connection, path: str) -> Checkpoint | None:
-    """The checkpoint of that path, unless it has expired."""
-    checkpoint = find(connection, Checkpoint, path=path)
-    if checkpoint is None or (checkpoint.expires_at is not None and checkpoint.expires_at <= time()):
-        return None
-    return checkpoint
+def assign_project(connection: Connection, session_id: str, project_id: str) -> None:
+    """Move a session, and with it its runs and checkpoints, to a project."""
+    connection.execute(update(sessions).where(sessions.c.session_id == session_id).values(project_id=project_id))
 
 
 def put_sampler(connection: Connection, sampler: Sampler) -> Sampler:
@@ -134,17 +126,6 @@ def sessions_with_revisions(connection: Connection) -> list[Session]:
     holders = select(checkpoints.c.session_id).where(checkpoints.c.session_id.is_not(None))
     rows = connection.execute(select(sessions).where(sessions.c.session_id.in_(holders)))
     return [Session(**row._mapping) for row in rows]
-
-
-def revisions_of_session(connection: Connection, session_id: str) -> list[Checkpoint]:
-    """The revisions without a name that live with a session."""
-    rows = connection.execute(select(checkpoints).where(checkpoints.c.session_id == session_id))
-    return [Checkpoint(**row._mapping) for row in rows]
-
-
-def forget_checkpoint(connection: Connection, key: str) -> None:
-    """Remove the row of a checkpoint whose files are gone."""
-    connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id == key))
 
 
 def put_session(connection: Connection, session: Session) -> Session:

@@ -11,6 +11,7 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
+    ColumnElement,
     Float,
     ForeignKey,
     Index,
@@ -20,6 +21,8 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    false,
+    true,
 )
 
 metadata = MetaData()
@@ -56,7 +59,7 @@ sessions = Table(
     "sessions",
     metadata,
     Column("session_id", String, primary_key=True),
-    Column("owner", String, nullable=False, index=True),
+    Column("owner", String, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("last_heartbeat", Float, nullable=False),
     Column("idempotency_key", String),
@@ -69,6 +72,8 @@ sessions = Table(
     Column("finish_reason", String),
     Column("finish_detail", String),
     UniqueConstraint("owner", "idempotency_key"),
+    Index("sessions_listed", "owner", "created_at", "session_id"),
+    Index("sessions_of_project", "owner", "project_id", "created_at", "session_id"),
 )
 
 
@@ -76,7 +81,7 @@ sessions = Table(
 class Run:
     """A training run: a mutable LoRA on a base model; `lora_seed` is None for one that began with a checkpoint.
 
-    `rollout_correction` is the configuration that came with it.
+    `rollout_correction` is the configuration that came with it. A `copied` run only holds a copy of a checkpoint.
     """
 
     run_id: str
@@ -91,6 +96,7 @@ class Run:
     created_at: float
     user_metadata: dict[str, Any] | None = None
     rollout_correction: dict[str, Any] | None = None
+    copied: bool = False
 
 
 runs = Table(
@@ -98,7 +104,7 @@ runs = Table(
     metadata,
     Column("run_id", String, primary_key=True),
     Column("session_id", String, ForeignKey("sessions.session_id"), nullable=False, index=True),
-    Column("owner", String, nullable=False, index=True),
+    Column("owner", String, nullable=False),
     Column("base_model", String, nullable=False),
     Column("lora_rank", Integer, nullable=False),
     Column("lora_seed", BigInteger),
@@ -108,19 +114,30 @@ runs = Table(
     Column("created_at", Float, nullable=False),
     Column("user_metadata", JSON),
     Column("rollout_correction", JSON),
+    Column("copied", Boolean, nullable=False, server_default=false()),
+    Index("runs_listed", "owner", "created_at", "run_id"),
 )
+
+
+class CheckpointKind(StrEnum):
+    """Training checkpoints have the optimizer's state, samplers' have weights alone."""
+
+    TRAINING = "training"
+    SAMPLER = "sampler"
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Committed weights. `path` is None for a revision that only sampling sessions name, or whose name was taken over.
+    """A name of committed weights. `path` is None for a revision that only sampling sessions have.
 
-    A revision that never had a name lives and dies with its session, `session_id`. `directory` is relative to the
-    checkpoint folder and never used again for other contents, so that it also serves as the key of the revision.
+    Such a revision lives and dies with its session, `session_id`. `directory` is relative to the checkpoint folder. It
+    is never used again for other contents, so that it also serves as the key of the revision; several rows name the
+    same one where weights were copied. A `public` checkpoint can be read with any key.
     """
 
     checkpoint_id: str
     path: str | None
+    kind: CheckpointKind
     run_id: str
     owner: str
     base_model: str
@@ -134,6 +151,7 @@ class Checkpoint:
     expires_at: float | None = None
     user_metadata: dict[str, Any] | None = None
     session_id: str | None = None
+    public: bool = False
 
 
 checkpoints = Table(
@@ -141,8 +159,9 @@ checkpoints = Table(
     metadata,
     Column("checkpoint_id", String, primary_key=True),
     Column("path", String, unique=True),
-    Column("run_id", String, ForeignKey("runs.run_id"), nullable=False, index=True),
-    Column("owner", String, nullable=False, index=True),
+    Column("kind", String, nullable=False),
+    Column("run_id", String, ForeignKey("runs.run_id"), nullable=False),
+    Column("owner", String, nullable=False),
     Column("base_model", String, nullable=False),
     Column("lora_rank", Integer, nullable=False),
     Column("train_attn", Boolean, nullable=False),
@@ -154,7 +173,34 @@ checkpoints = Table(
     Column("expires_at", Float),
     Column("user_metadata", JSON),
     Column("session_id", String, index=True),
+    Column("public", Boolean, nullable=False, server_default=false()),
+    Index("checkpoints_of_run", "run_id", "kind", "created_at"),
+    Index("checkpoints_by_directory", "directory"),
+    Index("checkpoints_stored", "owner", "directory", "size_bytes"),
 )
+
+
+def _partial(name: str, where: ColumnElement[bool], *columns: str) -> Index:
+    """An index of some of the checkpoints; a query that says `where` in the same words can use it."""
+    return Index(name, *(checkpoints.c[column] for column in columns), sqlite_where=where, postgresql_where=where)
+
+
+named = checkpoints.c.path.is_not(None)
+published = checkpoints.c.public == true()
+expiring = checkpoints.c.expires_at.is_not(None)
+# with all that a list is counted by, so that rows need not be read for it
+_partial("checkpoints_listed", named, "owner", "created_at", "path", "expires_at")
+_partial("checkpoints_published", published, "run_id")
+_partial("checkpoints_expiring", expiring, "expires_at")
+
+
+discarded = Table(
+    "discarded_folders",
+    metadata,
+    Column("directory", String, primary_key=True),
+    Column("discarded_at", Float, nullable=False),
+)
+"""Folders whose last name is gone. Their files go when nobody reads them any more, and then the row."""
 
 
 @dataclass(frozen=True)
@@ -188,7 +234,7 @@ samplers = Table(
     Column("base_model", String, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("model_path", String),
-    Column("directory", String),
+    Column("directory", String, index=True),
     Column("inflight_run_id", String, index=True),
     Column("inflight_seq_id", BigInteger),
     Column("num_clones", Integer, nullable=False, server_default="0"),
@@ -249,8 +295,9 @@ class Operation:
     `stream` and `seq_id` are the client's own numbering (a run, a sampling session, or the losses of a session,
     `<session>:loss`) and identify a retry; `payload` is the request body as it came, `payload_type` its content type.
     `facts` is what it referred to when it was accepted (base model, checkpoint folder, seed), so that a replay does the
-    same whatever has changed. What is never carried out, a refused request or an uploaded loss, has neither; what lies
-    before a snapshot is never carried out again, and its payload is dropped.
+    same whatever has changed; `directory` is the checkpoint folder among them, which it keeps from being deleted. What
+    is never carried out, a refused request or an uploaded loss, has none of these; what lies before a snapshot is never
+    carried out again, and lets go of its payload and its folder.
     """
 
     request_id: str
@@ -266,6 +313,7 @@ class Operation:
     result_type: str | None = None
     result: bytes | None = None
     finished_at: float | None = None
+    directory: str | None = None
 
     @property
     def session_id(self) -> str | None:
@@ -290,6 +338,16 @@ operations = Table(
     Column("result_type", String),
     Column("result", LargeBinary),
     Column("finished_at", Float),
+    Column("directory", String),
     UniqueConstraint("stream", "seq_id"),
     Index("operations_by_status", "status"),
+)
+_reads_a_folder = operations.c.directory.is_not(None)
+Index(
+    "operations_by_directory",
+    operations.c.directory,
+    operations.c.status,
+    operations.c.kind,
+    sqlite_where=_reads_a_folder,
+    postgresql_where=_reads_a_folder,
 )

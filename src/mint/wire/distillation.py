@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mint.errors import BadRequestError
-from mint.wire.documents import list_at, model_input_tokens, number_at, object_at, sequence_number
+from mint.wire.documents import list_at, model_input_tokens, number_at, object_at, run_named, sequence_number
 from mint.wire.passes import read_json
 from mint.wire.tensors import JSON_TYPES, Array, decode_json_tensor, numbers
 
@@ -54,7 +54,7 @@ def decode_distillation(body: bytes, content_type: str) -> DistillationRequest:
         raise BadRequestError("must be text or null", field="reference_model_path")
     temperature = document.get("temperature")
     return DistillationRequest(
-        model_id=str(document.get("model_id")),
+        model_id=run_named(document),
         seq_id=sequence_number(document),
         reference_model_path=path,
         data=_decode_all(list_at(document.get("data"), "data")),

@@ -63,6 +63,23 @@ def number_at(value: object, where: str) -> float:
         raise BadRequestError("is too large", field=where) from None
 
 
+def is_text(value: str) -> bool:
+    """Whether this can be stored as text: JSON can spell halves of surrogate pairs, which are no characters."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def run_named(document: dict[str, Any]) -> str:
+    """The `model_id` of an operation; see `object_at`."""
+    model_id = document.get("model_id")
+    if not isinstance(model_id, str):
+        raise BadRequestError("must be text", field="model_id")
+    return model_id
+
+
 def sequence_number(document: dict[str, Any]) -> int:
     """The `seq_id` of an operation; 0 is the run's creation.
 

@@ -15,7 +15,15 @@ from google.protobuf.message import DecodeError
 
 from mint.errors import BadRequestError, TooLargeError
 from mint.wire import messages_pb2 as pb
-from mint.wire.documents import list_at, model_input_tokens, number_at, object_at, read_object, sequence_number
+from mint.wire.documents import (
+    list_at,
+    model_input_tokens,
+    number_at,
+    object_at,
+    read_object,
+    run_named,
+    sequence_number,
+)
 from mint.wire.tensors import Array, batched_tensor, decode_json_tensor, decode_tensor, unbatched
 
 T = TypeVar("T")
@@ -185,7 +193,7 @@ def pass_from_json(document: dict[str, Any]) -> PassRequest:
         for key, value in object_at(content.get("loss_fn_config") or {}, f"{name}.loss_fn_config").items()
     }
     return PassRequest(
-        model_id=str(document.get("model_id")),
+        model_id=run_named(document),
         seq_id=sequence_number(document),
         data=_decode_all(_datum_from_json, data),
         loss_fn=str(content.get("loss_fn")),

@@ -8,15 +8,20 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator
+
+from mint.wire.documents import is_text
 
 Count = Annotated[int, Field(ge=0, lt=1 << 63)]
 SequenceNumber = Annotated[int, Field(ge=0, lt=1 << 63)]
 CheckpointName = Annotated[
     str, StringConstraints(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9_][A-Za-z0-9_.=+-]*$")
 ]
-TtlSeconds = Annotated[int, Field(ge=1, le=3660 * 86400)]
-"""Ten years at most, as the protocol has it."""
+TtlSeconds = Annotated[int, Field(ge=3600, le=3660 * 86400)]
+"""From an hour to ten years, as the protocol has it."""
+Metadata = Annotated[dict[str, str], Field(max_length=1000)]
+"""What a user notes beside an object; text to text, which is all that the SDK reads back."""
+ProjectId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 FLOAT32_MAX = 3.4028234663852886e38
 """The optimizer's arithmetic is float32: what is finite must be so there."""
 NotNegative = Annotated[float, Field(strict=True, ge=0, le=FLOAT32_MAX, allow_inf_nan=False)]
@@ -32,6 +37,14 @@ class WireModel(BaseModel):
 
     model_config = ConfigDict(extra="ignore", protected_namespaces=())
 
+    @field_validator("*")
+    @classmethod
+    def _is_text(cls, value: Any) -> Any:
+        parts = [*value, *value.values()] if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if not all(is_text(part) for part in parts if isinstance(part, str)):
+            raise ValueError("has half a surrogate pair, which is no character")
+        return value
+
 
 # --- bootstrap and sessions ---------------------------------------------------------------------------------
 
@@ -46,9 +59,9 @@ class CreateSessionRequest(WireModel):
     """A session groups the runs and samplers of one client process."""
 
     tags: list[str] = []
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
     sdk_version: str | None = None
-    project_id: str | None = None
+    project_id: ProjectId | None = None
     display_name: str | None = None
 
 
@@ -58,10 +71,13 @@ class HeartbeatRequest(WireModel):
     session_id: str
 
 
+EndedAs = Literal["success", "errored", "interrupted"]
+
+
 class FinishReason(WireModel):
     """How the client's program ended."""
 
-    type: Literal["success", "errored", "interrupted"] = "success"
+    type: EndedAs = "success"
 
 
 class FinishSessionRequest(WireModel):
@@ -107,7 +123,7 @@ class CreateModelRequest(WireModel):
     lora_config: LoraConfig
     optimizer_config: OptimizerConfig = OptimizerConfig()
     rollout_correction_config: dict[str, Any] | None = None
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
 
 
 class CreateCustomLossRequest(WireModel):
@@ -172,7 +188,7 @@ class SaveWeightsRequest(WireModel):
     seq_id: SequenceNumber
     ttl_seconds: TtlSeconds | None = None
     overwrite: bool = False
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
 
 
 class SaveWeightsForSamplerRequest(WireModel):
@@ -184,7 +200,7 @@ class SaveWeightsForSamplerRequest(WireModel):
     sampling_session_seq_id: Count | None = None
     kind: Literal["snapshot", "inflight"] = "snapshot"
     ttl_seconds: TtlSeconds | None = None
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
 
 
 class LoadWeightsRequest(WireModel):
@@ -201,9 +217,10 @@ class LoadWeightsRequest(WireModel):
     session_id: str | None = None
     model_seq_id: Count | None = None
     base_model: str | None = None
-    user_metadata: dict[str, Any] | None = None
+    user_metadata: Metadata | None = None
     optimizer_config: OptimizerConfig = OptimizerConfig()
     rollout_correction_config: dict[str, Any] | None = None
+    weights_access_token: str | None = None
 
     @property
     def in_place(self) -> bool:

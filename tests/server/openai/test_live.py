@@ -75,7 +75,7 @@ def test_echoed_log_probabilities_are_those_that_were_sampled(client: openai.Ope
     assert scored.choices[0].text == text
 
 
-def test_a_revision_is_sampled_by_its_path_and_by_its_owner(
+def test_a_revision_is_sampled_by_its_owner_until_it_is_published(
     client: openai.OpenAI, alice: mint.ServiceClient, live: LiveServer
 ) -> None:
     run = run_of(alice)
@@ -95,6 +95,9 @@ def test_a_revision_is_sampled_by_its_path_and_by_its_owner(
             with pytest.raises(openai.PermissionDeniedError) as refused:
                 call()
             assert refused.value.body["code"] == "permission_denied"  # type: ignore[index]
+        mint.RestClient(base_url=live.url, api_key=ALICE).publish_checkpoint_from_tinker_path(path).result(SECONDS)
+        assert stranger.models.retrieve(path).id == path
+        assert score(path, stranger) == score(path)
 
 
 def test_the_server_process_has_not_loaded_torch(client: openai.OpenAI, live: LiveServer) -> None:

@@ -242,6 +242,7 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenAIWorld:
         server = HttpServer(create_app(ServerConfig(data_dir=tmp_path / "data", models=models, api_keys=(ALICE, BOB))))
         (tmp_path / "data").mkdir()
         listener = socket.create_server(("127.0.0.1", 0))
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # as `mint serve` does
         serving = asyncio.create_task(server.serve(sockets=[listener]))
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         try:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -83,3 +83,14 @@ async def prompts_alone(events: AsyncGenerator[Event, None]) -> AsyncGenerator[E
         async for place, event in events:
             if isinstance(event, Sampled):
                 yield place, replace(event, sequences=(nothing,) * len(event.sequences))
+
+
+async def counted(
+    events: AsyncGenerator[Event, None], commands: Sequence[Sample], count: Callable[[Sample, Sampled], Awaitable[None]]
+) -> AsyncGenerator[Event, None]:
+    """The same events; each result is counted before it is told."""
+    async with aclosing(events):
+        async for place, event in events:
+            if isinstance(event, Sampled):
+                await count(commands[place], event)
+            yield place, event

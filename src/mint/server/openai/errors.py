@@ -8,12 +8,12 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from typing_extensions import override
 
 from mint.errors import BadRequestError, MintError
+from mint.server import errors
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class OpenAIRoute(APIRoute):
             except Exception:
                 logger.exception("%s %s failed", request.method, request.url.path)
                 refusal = MintError("an error of the server; its log says more")
-            return JSONResponse(error_body(refusal), refusal.status)
+            return await errors.refusal(request, refusal, error_body(refusal))
 
         return answer
 

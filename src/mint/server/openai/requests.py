@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 from mint.errors import BadRequestError
 from mint.server.openai.errors import UnsupportedParameterError
 from mint.server.openai.messages import GivenToolChoice, Message, Tool, ToolChoice
+from mint.wire.documents import is_text
 
 MAX_TOP_LOGPROBS = 20
 MAX_CHOICES = 128
@@ -128,6 +129,13 @@ class GenerationRequest(Strict):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     metadata: dict[str, str] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_text(cls, body: Any) -> Any:
+        if not is_text(json.dumps(body, ensure_ascii=False)):
+            raise ValueError("has half a surrogate pair, which is no character")
+        return body
 
     @model_validator(mode="after")
     def _options_of_a_stream(self) -> Self:

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
 from mint.engine.core import Sample
+from mint.server.accounting import count_sample
 from mint.server.dependencies import Owner, Ready
 from mint.server.openai.answers import Answer, ChatAnswer, CompletionAnswer, EventStream
 from mint.server.openai.choices import ChatChoice, ChatStyle, CompletionChoice
-from mint.server.openai.drawing import Event, draw, prompts_alone, while_connected
+from mint.server.openai.drawing import Event, counted, draw, prompts_alone, while_connected
 from mint.server.openai.errors import OpenAIRoute
 from mint.server.openai.prompts import (
     Prompt,
@@ -29,6 +31,8 @@ from mint.server.openai.tokenizer import Tokenizer, load_tokenizer
 from mint.server.services import Services
 
 PREFIXES = ("/oai/api/v1", "/v1")
+STREAM = "openai"
+"""What usage is counted under."""
 
 router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
 
@@ -49,6 +53,7 @@ async def retrieve_model(name: str, services: Ready, owner: Owner) -> dict[str, 
 @router.post("/completions", response_model=None)
 async def create_completion(request: CompletionRequest, http: Request, services: Ready, owner: Owner) -> Response:
     """Continuations of prompts."""
+    services.check_accepting()
     target = await _target(services, request.model, owner)
     tokenizer = await _tokenizer(target)
     prompts = await asyncio.to_thread(completion_prompts, request, target.model, tokenizer)
@@ -60,21 +65,20 @@ async def create_completion(request: CompletionRequest, http: Request, services:
         ]
         for place, (prompt, command) in enumerate(zip(prompts, commands, strict=True))
     ]
-    events = draw(services.samples, target.model.name, commands, owner)
-    if request.max_tokens == 0:
-        events = prompts_alone(events)
+    events = _events(services, target, commands, owner, prompts_only=request.max_tokens == 0)
     return await _respond(http, request, CompletionAnswer(request.model, commands, choices), events)
 
 
 @router.post("/chat/completions", response_model=None)
 async def create_chat_completion(request: ChatRequest, http: Request, services: Ready, owner: Owner) -> Response:
     """The next turn of a chat."""
+    services.check_accepting()
     target = await _target(services, request.model, owner)
     tokenizer = await _tokenizer(target)
     command, tool_format = await asyncio.to_thread(chat_sample, request, target, tokenizer)
     style = ChatStyle(tokenizer, tool_format, request.logprobs, None if request.parallel_tool_calls else 1)
     choices = [ChatChoice(index, _text_stream(tokenizer, command), style) for index in range(request.n)]
-    events = draw(services.samples, target.model.name, [command], owner)
+    events = _events(services, target, [command], owner)
     return await _respond(http, request, ChatAnswer(request.model, [command], [choices]), events)
 
 
@@ -108,6 +112,16 @@ def _completion_choice(
 
 def _text_stream(tokenizer: Tokenizer, command: Sample, offset: int = 0) -> TextStream:
     return TextStream(tokenizer, command.params.stop_bytes, command.params.stop_token_ids, offset)
+
+
+def _events(
+    services: Services, target: Target, commands: Sequence[Sample], owner: str, *, prompts_only: bool = False
+) -> AsyncGenerator[Event, None]:
+    """What comes of the commands, counted as its owner's usage once it is there."""
+    base_model = target.model.name
+    events = draw(services.samples, base_model, commands, owner)
+    used = partial(count_sample, services, STREAM, owner, base_model)
+    return counted(prompts_alone(events) if prompts_only else events, commands, used)
 
 
 async def _respond(

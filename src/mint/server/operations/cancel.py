@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mint.errors import BadRequestError, GoneError, OperationCancelledError
 from mint.server import access
+from mint.server.operations.finishing import fail
 from mint.server.operations.sampling import AsyncSample
-from mint.server.operations.submit import fail
 from mint.server.services import Services
 from mint.store import journal
 from mint.store.schema import Status

@@ -51,11 +51,13 @@ class Kind(Protocol[R]):
         name: as the journal has it.
         ordered: belongs to a run's stream; the others are independent of each other.
         replayed: changes its run, so that recovery must run it again.
+        saves: the worker writes a checkpoint folder, which is committed before `finish` is called.
     """
 
     name: str
     ordered: bool
     replayed: bool
+    saves: bool = False
 
     def parse(self, body: bytes, content_type: str) -> R:
         """Read the body."""

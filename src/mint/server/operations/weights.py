@@ -1,16 +1,14 @@
 """Operations that save and load: save_weights, save_weights_for_sampler, load_weights.
 
-The worker writes into a staging folder. When it is done, the folder gets its final name, which no other
-checkpoint ever has, and the row that makes it visible is committed together with the operation's result.
+The worker writes into a staging folder. When it is done, the folder gets its manifest and its final name, which no
+other checkpoint ever has; then the row that makes it visible is committed together with the operation's result.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from shutil import rmtree
 from time import time
 from typing import Any, TypeAlias
 
@@ -19,14 +17,14 @@ from typing_extensions import override
 
 from mint.engine.core import ExportRevision, LoadState, RestoreRun, Result, Saved, SaveState
 from mint.engine.rollout_correction import parse_rollout_correction
-from mint.errors import BadRequestError, NotFoundError
+from mint.errors import BadRequestError
 from mint.server import access
 from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.server.operations.optimizers import refuse_optimizer
 from mint.server.operations.training import run_id_of
-from mint.store import repository
-from mint.store.schema import Checkpoint, Operation, Run, Sampler
+from mint.store import checkpoints, files, repository
+from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run, Sampler
 from mint.wire.paths import CheckpointPath, Segment
 from mint.wire.requests import LoadWeightsRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
 
@@ -35,34 +33,9 @@ SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest
 SHAPE_FIELDS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 
 
-def _final_folder(catalog: Catalog, operation: Operation) -> Path:
-    return catalog.checkpoint_dir / operation.request_id
-
-
 def _staging_folder(catalog: Catalog, operation: Operation) -> Path:
     """Where the worker writes, until all is written."""
-    return catalog.checkpoint_dir / f"{operation.request_id}.staged"
-
-
-def discard_staged(catalog: Catalog) -> None:
-    """Remove what saves left behind that never ended. Only while none is under way."""
-    for folder in catalog.checkpoint_dir.glob("*.staged"):
-        rmtree(folder, ignore_errors=True)
-
-
-def _commit_folder(catalog: Catalog, operation: Operation) -> None:
-    """Give the written folder its final name, for good."""
-    final = _final_folder(catalog, operation)
-    staged = final.with_suffix(".staged")
-    if final.exists():  # the last process of this server was killed between this and the commit
-        rmtree(staged, ignore_errors=True)
-    else:
-        staged.rename(final)
-    descriptor = os.open(final.parent, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return catalog.checkpoint_dir / f"{operation.request_id}{files.STAGED}"
 
 
 def _run_facts(run: Run) -> dict[str, Any]:
@@ -74,6 +47,7 @@ def _checkpoint(operation: Operation, request: SaveRequest, path: str | None, re
     return Checkpoint(
         checkpoint_id=operation.request_id,
         path=path,
+        kind=CheckpointKind.TRAINING if isinstance(request, SaveWeightsRequest) else CheckpointKind.SAMPLER,
         run_id=operation.stream,
         owner=operation.owner,
         base_model=facts["model"],
@@ -87,13 +61,13 @@ def _checkpoint(operation: Operation, request: SaveRequest, path: str | None, re
 
 
 def _refuse_taken(connection: Connection, path: CheckpointPath) -> None:
-    if repository.live_checkpoint(connection, str(path)) is not None:
+    if checkpoints.live(connection, str(path)) is not None:
         raise BadRequestError(f"{path} exists; save under another name or with overwrite", field="path")
 
 
 def _put(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
     def effect(connection: Connection) -> None:
-        if not repository.put_checkpoint(connection, checkpoint, overwrite=overwrite):
+        if not checkpoints.put(connection, checkpoint, overwrite=overwrite):
             raise BadRequestError(f"{checkpoint.path} was saved in the meantime", field="path")
 
     return effect
@@ -105,6 +79,7 @@ class SaveWeights(Kind[SaveWeightsRequest]):
     name = "save_weights"
     ordered = True
     replayed = False
+    saves = True
     segment: Segment = "weights"
 
     @override
@@ -132,7 +107,6 @@ class SaveWeights(Kind[SaveWeightsRequest]):
     def finish(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest, result: Result) -> Completion:
         path = str(CheckpointPath(request.model_id, self.segment, request.path))
         checkpoint = _checkpoint(operation, request, path, result)
-        _commit_folder(catalog, operation)
         return Completion.json({"path": path, "type": "save_weights"}, _put(checkpoint, overwrite=request.overwrite))
 
 
@@ -145,6 +119,7 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     name = "save_weights_for_sampler"
     ordered = True
     replayed = False
+    saves = True
     segment: Segment = "sampler_weights"
 
     @override
@@ -182,7 +157,6 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     def finish(
         self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest, result: Result
     ) -> Completion:
-        _commit_folder(catalog, operation)
         if request.path is not None:
             path = str(CheckpointPath(request.model_id, self.segment, request.path))
             checkpoint = _checkpoint(operation, request, path, result)
@@ -220,6 +194,12 @@ def sampler_id_of(session_id: str, session_seq_id: int) -> str:
     return f"{session_id}:sample:{session_seq_id}"
 
 
+def refuse_token(token: str | None, field: str) -> None:
+    """Access tokens are not served, and are not to be passed over in silence."""
+    if token is not None:
+        raise BadRequestError("is not served; the checkpoint's owner can publish it", field=field)
+
+
 class LoadWeights(Kind[LoadWeightsRequest]):
     """load_weights: into a run, or as a new run."""
 
@@ -233,6 +213,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         as_new = request.session_id is not None and request.model_seq_id is not None
         if request.in_place == as_new:
             raise BadRequestError("give either model_id and seq_id, or session_id and model_seq_id", field="body")
+        refuse_token(request.weights_access_token, "weights_access_token")
         return request
 
     @override
@@ -275,8 +256,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest) -> LoadState | RestoreRun:
         directory = catalog.checkpoint_dir / operation.facts["directory"]
-        if not directory.is_dir():
-            raise NotFoundError(f"the files of {request.path} are gone", field="path")
+        files.check(directory, request.path, "path")
         command = LoadState if request.in_place else RestoreRun
         return command(operation.stream, directory, request.optimizer)
 

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from mint.server.dependencies import AnyTime, Owner, Ready
+from mint.server.dependencies import AnyTime, Owner, Poller, Ready
 from mint.wire.requests import ClientConfigRequest, TelemetryRequest
 
 router = APIRouter(tags=["bootstrap"])
@@ -26,7 +26,7 @@ async def healthz(services: AnyTime) -> JSONResponse:
 
 
 @router.post("/client/config")
-async def client_config(request: ClientConfigRequest, _owner: Owner) -> dict[str, Any]:
+async def client_config(request: ClientConfigRequest, services: AnyTime, _owner: Poller) -> dict[str, Any]:
     """Settings of the SDK.
 
     Its defaults suit this server, but that custom losses can be computed here, and that numbers which copies of a
@@ -34,17 +34,22 @@ async def client_config(request: ClientConfigRequest, _owner: Owner) -> dict[str
     """
     version = re.match(r"(\d{1,9})\.(\d{1,9})", request.sdk_version or "")
     latest = version is not None and (int(version[1]), int(version[2])) >= LATEST
-    return {"custom_loss_server_side": True, "sample_join_sampling_session": True} if latest else {}
+    settings = {
+        "custom_loss_server_side": latest,
+        "sample_join_sampling_session": latest,
+        "pjwt_auth_enabled": services.config.jwt_auth,
+    }
+    return {name: True for name, on in settings.items() if on}
 
 
 @router.post("/client/dynamic_config")
-async def dynamic_config(_request: ClientConfigRequest, _owner: Owner) -> dict[str, Any]:
+async def dynamic_config(_request: ClientConfigRequest, _owner: Poller) -> dict[str, Any]:
     """Settings that the SDK asks for again and again: it shall tell of samples that nobody waits for any more."""
     return {"sample_cancel_enabled": True}
 
 
 @router.post("/telemetry")
-async def telemetry(_request: TelemetryRequest, _owner: Owner) -> dict[str, str]:
+async def telemetry(_request: TelemetryRequest, _owner: Poller) -> dict[str, str]:
     """Events that the SDK reports about itself; they are received and not kept."""
     return {"status": "accepted"}
 

@@ -13,7 +13,7 @@ from fastapi.responses import JSONResponse
 from mint.dispatch.sample_queue import Wait
 from mint.errors import GoneError
 from mint.server import access
-from mint.server.dependencies import Owner, Ready
+from mint.server.dependencies import Poller, Ready
 from mint.server.operations.cancel import cancel
 from mint.store import journal
 from mint.store.schema import Operation, Status
@@ -25,14 +25,14 @@ router = APIRouter(tags=["futures"])
 
 
 @router.post("/cancel_future", status_code=204)
-async def cancel_future(request: CancelFutureRequest, services: Ready, owner: Owner) -> Response:
+async def cancel_future(request: CancelFutureRequest, services: Ready, owner: Poller) -> Response:
     """Nobody waits for this sample any more: it ends, and its memory is free. Once cancelled, it is so for good."""
     await cancel(services, request.request_id, owner)
     return Response(status_code=204)
 
 
 @router.post("/retrieve_future")
-async def retrieve_future(request: RetrieveFutureRequest, http: Request, services: Ready, owner: Owner) -> Response:
+async def retrieve_future(request: RetrieveFutureRequest, http: Request, services: Ready, owner: Poller) -> Response:
     """The result, or 408 after a while without one: then ask again. A result can be fetched repeatedly."""
 
     request_id = request.request_id

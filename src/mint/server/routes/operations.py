@@ -8,10 +8,12 @@ from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from mint.server.body import read_body
-from mint.server.dependencies import Owner, Ready
+from mint.server.dependencies import Caller, Ready
 from mint.server.operations import custom_loss
-from mint.server.operations.submit import KINDS, submit
+from mint.server.operations.kinds import KINDS
+from mint.server.operations.submit import submit
 from mint.server.services import Services
+from mint.store.keys import Key
 from mint.store.schema import Operation
 from mint.wire.passes import JSON, PROTOBUF
 from mint.wire.requests import (
@@ -29,8 +31,19 @@ router = APIRouter(tags=["operations"])
 
 def _documented(model: type[BaseModel]) -> dict[str, Any]:
     """The body for OpenAPI: routes read it raw, because the journal keeps it as it came."""
-    schema = model.model_json_schema(ref_template=f"#/components/schemas/{model.__name__}_{{model}}")
-    return {"requestBody": {"required": True, "content": {JSON: {"schema": schema}}}}
+    schema = model.model_json_schema()
+    return {"requestBody": {"required": True, "content": {JSON: {"schema": _inlined(schema, schema.get("$defs", {}))}}}}
+
+
+def _inlined(node: Any, definitions: dict[str, Any]) -> Any:
+    """A schema with its definitions where they are referred to: a document has no place for those of one body."""
+    if isinstance(node, list):
+        return [_inlined(each, definitions) for each in node]
+    if not isinstance(node, dict):
+        return node
+    if "$ref" in node:
+        return _inlined(definitions[node["$ref"].rpartition("/")[2]], definitions)
+    return {name: _inlined(each, definitions) for name, each in node.items() if name != "$defs"}
 
 
 PASS_BODY = {
@@ -58,83 +71,83 @@ REVERSE_KL = (
 )
 
 
-async def _submit(services: Services, kind: str, http: Request, owner: str) -> Operation:
+async def _submit(services: Services, kind: str, http: Request, caller: Key) -> Operation:
     body, content_type = await read_body(http, services.config.max_body_bytes)
-    operation = await submit(services, KINDS[kind], body, content_type, owner)
+    operation = await submit(services, KINDS[kind], body, content_type, caller)
     services.presence.beat(operation.session_id)
     return operation
 
 
-async def _training(services: Services, kind: str, http: Request, owner: str) -> dict[str, Any]:
-    operation = await _submit(services, kind, http, owner)
+async def _training(services: Services, kind: str, http: Request, caller: Key) -> dict[str, Any]:
+    operation = await _submit(services, kind, http, caller)
     return {"request_id": operation.request_id, "model_id": operation.stream}
 
 
 @router.post("/create_model", openapi_extra=_documented(CreateModelRequest))
-async def create_model(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def create_model(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """A new run with a fresh LoRA."""
-    return await _training(services, "create_model", http, owner)
+    return await _training(services, "create_model", http, caller)
 
 
 @router.post("/forward_backward", openapi_extra=PASS_BODY)
-async def forward_backward(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def forward_backward(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Losses and log-probabilities; gradients are added to the run's, unless `forward_only`."""
-    return await _training(services, "forward_backward", http, owner)
+    return await _training(services, "forward_backward", http, caller)
 
 
 @router.post("/forward", openapi_extra=PASS_BODY)
-async def forward(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def forward(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """As forward_backward without gradients; older SDKs send this."""
-    return await _training(services, "forward", http, owner)
+    return await _training(services, "forward", http, caller)
 
 
 @router.post("/create_custom_loss", openapi_extra=_documented(CreateCustomLossRequest))
-async def create_custom_loss(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def create_custom_loss(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """A loss of one's own, as a graph of tensor operations; forward_backward computes it under its `loss_id`."""
     body, _ = await read_body(http, custom_loss.MAX_BYTES)
-    operation = await custom_loss.create_custom_loss(services, body, owner)
+    operation = await custom_loss.create_custom_loss(services, body, caller.owner)
     return {"request_id": operation.request_id}
 
 
 @router.post("/optim_step", openapi_extra=_documented(OptimStepRequest))
-async def optim_step(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def optim_step(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Apply the accumulated gradients."""
-    return await _training(services, "optim_step", http, owner)
+    return await _training(services, "optim_step", http, caller)
 
 
 @router.post("/train_step", openapi_extra=_described(TRAIN_STEP))
-async def train_step(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def train_step(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """forward_backward and optim_step as one operation: both happen or neither."""
-    return await _training(services, "train_step", http, owner)
+    return await _training(services, "train_step", http, caller)
 
 
 @router.post("/mint/forward_backward_reverse_kl", openapi_extra=_described(REVERSE_KL))
-async def forward_backward_reverse_kl(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def forward_backward_reverse_kl(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Gradients of the reverse KL to a checkpoint or the base model are added to the run's."""
-    return await _training(services, "forward_backward_reverse_kl", http, owner)
+    return await _training(services, "forward_backward_reverse_kl", http, caller)
 
 
 @router.post("/save_weights", openapi_extra=_documented(SaveWeightsRequest))
-async def save_weights(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def save_weights(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Write a training checkpoint."""
-    return await _training(services, "save_weights", http, owner)
+    return await _training(services, "save_weights", http, caller)
 
 
 @router.post("/save_weights_for_sampler", openapi_extra=_documented(SaveWeightsForSamplerRequest))
-async def save_weights_for_sampler(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def save_weights_for_sampler(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Write a revision that can be sampled."""
-    return await _training(services, "save_weights_for_sampler", http, owner)
+    return await _training(services, "save_weights_for_sampler", http, caller)
 
 
 @router.post("/load_weights", openapi_extra=_documented(LoadWeightsRequest))
-async def load_weights(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def load_weights(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Load a checkpoint, into a run or as a new one."""
-    return await _training(services, "load_weights", http, owner)
+    return await _training(services, "load_weights", http, caller)
 
 
 @router.post("/asample", openapi_extra=_documented(SampleRequest))
-async def asample(http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+async def asample(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Draw continuations of a prompt. The ids of the sequences are settled now, their tokens later."""
-    operation = await _submit(services, "sample", http, owner)
+    operation = await _submit(services, "sample", http, caller)
     ids = [f"{operation.request_id}:{index}" for index in range(operation.facts["num_samples"])]
     return {"request_id": operation.request_id, "sample_sequence_ids": ids}

@@ -4,7 +4,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "0009_snapshots"
-down_revision = "0004_sampling_sessions"
+down_revision = "0008_audit_and_usage"
 
 
 def upgrade() -> None:

@@ -1,0 +1,156 @@
+"""Checkpoints: found, published, given a time to live, copied, deleted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from time import time
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Response
+from sqlalchemy import Connection
+
+from mint.errors import InUseError
+from mint.server import access, resources
+from mint.server.dependencies import Caller, Owner, Ready
+from mint.server.operations.copies import copy_weights
+from mint.server.operations.kinds import REPLAYED
+from mint.server.operations.weights import refuse_token
+from mint.server.routes.training_runs import Limit, Offset
+from mint.server.services import Services
+from mint.store import audit, checkpoints, listings, repository
+from mint.store.listings import Window
+from mint.store.schema import Checkpoint, Run
+from mint.wire.paths import CheckpointPath
+from mint.wire.rest import CopyWeightsRequest, TtlRequest, WeightsInfoRequest
+
+router = APIRouter(tags=["checkpoints"])
+
+ONE = "/training_runs/{run_id}/checkpoints/{segment}/{name}"
+"""A checkpoint's id is `segment/name`."""
+
+HeaderText = Annotated[str | None, Header()]
+
+
+@router.get("/checkpoints")
+async def list_user_checkpoints(
+    services: Ready, owner: Owner, limit: Limit = 100, offset: Offset = 0
+) -> dict[str, Any]:
+    """The caller's checkpoints, newest first."""
+    window = Window(limit, offset)
+    page = await services.database.transaction(lambda c: listings.checkpoints_of_owner(c, owner, window))
+    return {
+        "checkpoints": [resources.checkpoint(row) for row in page.rows],
+        "cursor": resources.cursor(page, window),
+    }
+
+
+@router.get("/training_runs/{run_id}/checkpoints")
+async def list_checkpoints(run_id: str, services: Ready, owner: Owner) -> dict[str, Any]:
+    """A run's checkpoints, newest first; of another's run, those that are published."""
+
+    def find(connection: Connection) -> list[Checkpoint]:
+        run = repository.find(connection, Run, run_id=run_id)
+        public = run is not None and run.owner != owner
+        found = listings.checkpoints_of_run(connection, run_id, public=public)
+        if not (public and found):
+            access.owned(run, owner, "training_run_id", run_id)
+        return found
+
+    return {"checkpoints": [resources.checkpoint(row) for row in await services.database.transaction(find)]}
+
+
+@router.post("/weights_info")
+async def weights_info(request: WeightsInfoRequest, services: Ready, owner: Owner) -> dict[str, Any]:
+    """Base model and LoRA of a checkpoint."""
+    path = str(CheckpointPath.parse(request.tinker_path, "tinker_path"))
+    found = await services.database.transaction(lambda c: access.checkpoint(c, path, owner, "tinker_path"))
+    return {
+        "base_model": found.base_model,
+        "is_lora": True,
+        "lora_rank": found.lora_rank,
+        "train_unembed": found.train_unembed,
+        "train_mlp": found.train_mlp,
+        "train_attn": found.train_attn,
+        "optimizer_config": {"type": "adamw"},
+    }
+
+
+@router.delete(ONE, status_code=204)
+async def delete_checkpoint(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
+    """Delete; 400 while something of the caller's reads it. Others that read it finish, and find it no more."""
+
+    def delete(connection: Connection, found: Checkpoint) -> None:
+        if not checkpoints.shared(connection, found):
+            reader = checkpoints.reader(connection, found, REPLAYED)
+            if reader is not None:
+                raise InUseError(f"{found.path} is in use by {reader}", field="checkpoint_id")
+        checkpoints.remove(connection, found)
+        audit.record(connection, "checkpoint_delete", owner, path=found.path)
+
+    return await _change(services, (run_id, segment, name), owner, delete)
+
+
+@router.post(f"{ONE}/publish", status_code=204)
+async def publish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
+    """Let every key of this server read it."""
+    return await _change(services, (run_id, segment, name), owner, partial(_set_public, public=True))
+
+
+@router.delete(f"{ONE}/publish", status_code=204)
+async def unpublish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
+    """Keep it to its owner again. Samplers and runs that others have made of it go on."""
+    return await _change(services, (run_id, segment, name), owner, partial(_set_public, public=False))
+
+
+def _set_public(connection: Connection, found: Checkpoint, *, public: bool) -> None:
+    if found.public != public:
+        checkpoints.change(connection, found, public=public)
+        event = "checkpoint_publish" if public else "checkpoint_unpublish"
+        audit.record(connection, event, found.owner, path=found.path)
+
+
+@router.put(f"{ONE}/ttl", status_code=204)
+async def set_ttl(run_id: str, segment: str, name: str, request: TtlRequest, services: Ready, owner: Owner) -> Response:
+    """Say when it expires, counted from now; null is never."""
+    ttl = request.ttl_seconds
+    expires_at = time() + ttl if ttl is not None else None
+    return await _change(
+        services, (run_id, segment, name), owner, lambda c, found: checkpoints.change(c, found, expires_at=expires_at)
+    )
+
+
+async def _change(
+    services: Services,
+    place: tuple[str, str, str],
+    owner: str,
+    work: Callable[[Connection, Checkpoint], None],
+) -> Response:
+    """Do something to a checkpoint of the caller's.
+
+    Raises:
+        NotFoundError: there is none of that name; the run's owner is told so, nobody else.
+    """
+    run_id = place[0]
+
+    def change(connection: Connection) -> None:
+        access.owned(repository.find(connection, Run, run_id=run_id), owner, "training_run_id", run_id)
+        path = CheckpointPath.parse(f"tinker://{'/'.join(place)}", "checkpoint_id")
+        work(connection, access.own_checkpoint(connection, str(path), owner))
+
+    await services.database.transaction(change)
+    return Response(status_code=204)
+
+
+@router.post("/copy_weights")
+async def copy(
+    request: CopyWeightsRequest,
+    services: Ready,
+    caller: Caller,
+    x_idempotency_key: HeaderText = None,
+    x_tinker_weights_access_token: HeaderText = None,
+) -> dict[str, Any]:
+    """Another name for a checkpoint that the caller may read; its files are shared."""
+    refuse_token(x_tinker_weights_access_token, "X-Tinker-Weights-Access-Token")
+    refuse_token(request.weights_access_token, "weights_access_token")
+    return await services.database.transaction(lambda c: copy_weights(c, request, x_idempotency_key, caller))

@@ -1,0 +1,63 @@
+"""The timeline of a session: its operations from acceptance to result, in the JSON that Perfetto and Chrome open.
+
+A row per run and per sampler. Operations overlap, since clients do not wait for one before they send the next, so each
+is an asynchronous slice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from time import time
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from sqlalchemy import Connection
+
+from mint.server import access
+from mint.server.dependencies import AnyTime, Owner, Ready
+from mint.store import journal, repository
+from mint.store.journal import Span
+from mint.store.schema import Session, Status
+from mint.wire.passes import JSON
+
+router = APIRouter(tags=["sessions"])
+
+
+@router.get("/sessions/{session_id}/trace_export")
+async def export_trace(session_id: str, http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
+    """A link to the timeline, which is drawn when it is fetched and needs no key for an hour."""
+
+    def find(connection: Connection) -> None:
+        access.owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
+
+    await services.database.transaction(find)
+    url = http.url_for("download_trace", session_id=session_id)
+    return {"status": "ready", "url": str(url.include_query_params(**services.signer.sign(session_id)))}
+
+
+@router.get("/traces/{session_id}")
+async def download_trace(session_id: str, services: AnyTime, expires: str = "", signature: str = "") -> Response:
+    """The timeline, for who has a link."""
+    services.signer.check(session_id, expires, signature)
+    streams = await services.database.transaction(lambda c: repository.streams_of_session(c, session_id))
+    events: list[dict[str, Any]] = []
+    for place, stream in enumerate(streams, start=1):
+        spans = await services.database.transaction(partial(journal.spans, stream=stream))
+        events += _row(place, stream, spans)
+    return Response(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), media_type=JSON)
+
+
+def _row(place: int, stream: str, spans: list[Span]) -> Iterator[dict[str, Any]]:
+    yield {"ph": "M", "name": "process_name", "pid": place, "args": {"name": stream}}
+    for span in spans:
+        common = {"name": span.kind, "cat": "operation", "id": span.request_id, "pid": place, "tid": 0}
+        details = {"request_id": span.request_id, "seq_id": span.seq_id, "status": span.status}
+        yield {**common, "ph": "b", "ts": _microseconds(span.created_at), "args": details}
+        ended = span.finished_at if span.status != Status.PENDING else None
+        yield {**common, "ph": "e", "ts": _microseconds(ended if ended is not None else time())}
+
+
+def _microseconds(seconds: float) -> int:
+    return round(seconds * 1e6)

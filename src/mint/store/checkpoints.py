@@ -1,0 +1,194 @@
+"""Checkpoint rows: names of committed folders, and what becomes of a folder that has lost its last name.
+
+A name goes in one transaction. The folder it leaves without a name is then `discarded`: nobody new can come to read it,
+and its files are deleted once nobody does. Readers are samplers, operations without a result, and runs whose replay
+loads it again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from time import time
+from typing import Any
+
+from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, or_, select, union_all, update
+
+from mint.store import repository
+from mint.store.schema import (
+    Checkpoint,
+    Status,
+    checkpoints,
+    discarded,
+    expiring,
+    operations,
+    runs,
+    samplers,
+    sessions,
+)
+
+ABANDONED_SECONDS = 24 * 3600.0
+"""Samplers of a client that has been silent for so long do not keep their checkpoints; a laptop may sleep overnight."""
+LIVE_SECONDS = 300.0
+"""A client that lives has sent a heartbeat in that time; it sends one every ten seconds."""
+
+
+def unexpired() -> ColumnElement[bool]:
+    """Whether a row's time has not run out."""
+    return or_(checkpoints.c.expires_at.is_(None), checkpoints.c.expires_at > time())
+
+
+def live(connection: Connection, path: str) -> Checkpoint | None:
+    """The checkpoint of that path, unless it has expired."""
+    checkpoint = repository.find(connection, Checkpoint, path=path)
+    if checkpoint is None or (checkpoint.expires_at is not None and checkpoint.expires_at <= time()):
+        return None
+    return checkpoint
+
+
+def put(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = False) -> bool:
+    """Add a checkpoint; False if its path is taken and `overwrite` is not asked for. An expired one takes no path."""
+    if checkpoint.path is not None and (old := repository.find(connection, Checkpoint, path=checkpoint.path)):
+        if not overwrite and live(connection, checkpoint.path) is not None:
+            return False
+        remove(connection, old)
+    repository.insert(connection, checkpoint)
+    return True
+
+
+def remove(connection: Connection, *gone: Checkpoint) -> None:
+    """Take names away; with its last one, a folder is discarded."""
+    ids = [checkpoint.checkpoint_id for checkpoint in gone]
+    directories = {checkpoint.directory for checkpoint in gone}
+    connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id.in_(ids)))
+    named = select(checkpoints.c.directory).where(checkpoints.c.directory.in_(directories))
+    unnamed = directories.difference(connection.scalars(named))
+    if unnamed:
+        now = time()
+        connection.execute(discarded.insert(), [{"directory": name, "discarded_at": now} for name in unnamed])
+
+
+def shared(connection: Connection, checkpoint: Checkpoint) -> bool:
+    """Whether another checkpoint names the same folder."""
+    same = checkpoints.c.directory == checkpoint.directory
+    other = checkpoints.c.checkpoint_id != checkpoint.checkpoint_id
+    return connection.execute(select(checkpoints.c.checkpoint_id).where(same, other).limit(1)).first() is not None
+
+
+def change(connection: Connection, checkpoint: Checkpoint, **values: object) -> None:
+    """Set columns of a row."""
+    query = update(checkpoints).where(checkpoints.c.checkpoint_id == checkpoint.checkpoint_id)
+    connection.execute(query.values(**values))
+
+
+# --- who reads a folder -------------------------------------------------------------------------------------
+
+
+def reader(connection: Connection, checkpoint: Checkpoint, replayed: Collection[str]) -> str | None:
+    """What of its owner's is reading a checkpoint's folder at this time, in words; None if nothing is.
+
+    Args:
+        replayed: kinds of operations that recovery runs again.
+    """
+    of_samplers, of_operations, of_runs = _readers(replayed)
+    alive = and_(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat > time() - LIVE_SECONDS)
+    of_folder, owner = checkpoint.directory, checkpoint.owner
+    for words, query in (
+        ("sampler", of_samplers.where(samplers.c.directory == of_folder, samplers.c.owner == owner, alive)),
+        ("operation", of_operations.where(operations.c.directory == of_folder, operations.c.owner == owner)),
+        ("run", of_runs.where(operations.c.directory == of_folder, runs.c.owner == owner, alive)),
+    ):
+        if (found := connection.execute(query.limit(1)).first()) is not None:
+            return f"{words} {found[0]}"
+    return None
+
+
+def _readers(replayed: Collection[str]) -> tuple[Select[tuple[str]], Select[tuple[str]], Select[tuple[str]]]:
+    """Ids of samplers, of operations without a result, and of runs that a replay would load again."""
+    of_samplers = select(samplers.c.sampler_id).join(sessions, sessions.c.session_id == samplers.c.session_id)
+    of_operations = select(operations.c.request_id).where(operations.c.status == Status.PENDING)
+    of_runs = (
+        select(runs.c.run_id)
+        .join(operations, operations.c.stream == runs.c.run_id)
+        .join(sessions, sessions.c.session_id == runs.c.session_id)
+        .where(operations.c.status == Status.DONE, operations.c.kind.in_(replayed))
+    )
+    return of_samplers, of_operations, of_runs
+
+
+# --- what the sweeper does ----------------------------------------------------------------------------------
+
+
+def expire(connection: Connection, limit: int) -> int:
+    """Take away names whose time has run out, at most `limit`; returns how many there were."""
+    query = select(checkpoints).where(expiring, checkpoints.c.expires_at <= time())
+    return _remove_all(connection, query.order_by(checkpoints.c.expires_at).limit(limit))
+
+
+def forget_unnamed(connection: Connection, session_id: str, limit: int) -> int:
+    """Drop revisions that live with a session, at most `limit`; returns how many there were."""
+    return _remove_all(connection, select(checkpoints).where(checkpoints.c.session_id == session_id).limit(limit))
+
+
+def _remembered() -> ColumnElement[bool]:
+    return sessions.c.last_heartbeat > time() - ABANDONED_SECONDS
+
+
+def _remove_all(connection: Connection, query: Select[Any]) -> int:
+    rows = [Checkpoint(**row._mapping) for row in connection.execute(query)]
+    if rows:
+        remove(connection, *rows)
+    return len(rows)
+
+
+def deletable(connection: Connection, replayed: Collection[str], held: Collection[str], limit: int) -> list[str]:
+    """Discarded folders that nobody reads, at most `limit`. Nobody ever will: there is no name to find them by.
+
+    A sampler does not keep a revision that never had a name: that one was discarded because their session is over.
+
+    Args:
+        replayed: kinds of operations that recovery runs again.
+        held: folders that are read without a row that says so.
+    """
+    of_samplers, of_operations, of_runs = _readers(replayed)
+    open_ = sessions.c.finished_at.is_(None)
+    folder = discarded.c.directory
+    query = select(folder).where(
+        folder.not_in(held),
+        ~exists(
+            of_samplers.where(
+                samplers.c.directory == folder, samplers.c.model_path.is_not(None), open_, _remembered()
+            ).correlate(discarded)
+        ),
+        ~exists(of_operations.where(operations.c.directory == folder).correlate(discarded)),
+        ~exists(of_runs.where(operations.c.directory == folder, open_).correlate(discarded)),
+    )
+    return list(connection.scalars(query.limit(limit)))
+
+
+def deleted(connection: Connection, directories: Sequence[str]) -> None:
+    """The files of discarded folders are gone."""
+    connection.execute(delete(discarded).where(discarded.c.directory.in_(directories)))
+
+
+def accounted_for(connection: Connection, directories: Sequence[str]) -> set[str]:
+    """Those of some folders that a row knows: named, discarded, or about to be by an operation without a result."""
+    return set(
+        connection.scalars(
+            union_all(
+                select(checkpoints.c.directory).where(checkpoints.c.directory.in_(directories)),
+                select(discarded.c.directory).where(discarded.c.directory.in_(directories)),
+                _unfinished(directories),
+            )
+        )
+    )
+
+
+def being_written(connection: Connection, directories: Sequence[str]) -> set[str]:
+    """Those of some folders that belong to an operation without a result."""
+    return set(connection.scalars(_unfinished(directories)))
+
+
+def _unfinished(directories: Sequence[str]) -> Select[tuple[str]]:
+    """A folder has the name of the operation that writes it."""
+    pending = operations.c.status == Status.PENDING
+    return select(operations.c.request_id).where(operations.c.request_id.in_(directories), pending)

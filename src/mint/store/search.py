@@ -1,0 +1,97 @@
+"""Search of sessions: filters that must all hold, newest first, page by page after the last one seen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from time import time
+
+from sqlalchemy import ColumnElement, Connection, and_, false, func, or_, select, tuple_
+
+from mint.store.checkpoints import LIVE_SECONDS, unexpired
+from mint.store.schema import Session, checkpoints, named, runs, sessions
+
+
+@dataclass(frozen=True)
+class StatusFilter:
+    """One status to find; `reasons` narrows "client_finished" down."""
+
+    type: str
+    reasons: Sequence[str] | None = None
+
+
+@dataclass(frozen=True)
+class SessionFilter:
+    """What sessions are looked for; None matches all.
+
+    A session matches `session_id` or `display_name` where both are given. Each word of `display_name` is somewhere in
+    the session's, in either case.
+    """
+
+    owner: str
+    session_id: str | None = None
+    display_name: str | None = None
+    project_ids: Sequence[str] | None = None
+    user_metadata: Mapping[str, str] = field(default_factory=dict)
+    statuses: Sequence[StatusFilter] | None = None
+
+
+@dataclass(frozen=True)
+class SessionView:
+    """A session, and what its runs have saved."""
+
+    session: Session
+    checkpoints_count: int
+    size_bytes: int
+
+
+def is_live(session: Session) -> bool:
+    """Whether its client is known to be running."""
+    return session.finished_at is None and session.last_heartbeat > time() - LIVE_SECONDS
+
+
+def search(connection: Connection, wanted: SessionFilter, limit: int, after: Session | None) -> list[SessionView]:
+    """At most `limit` sessions, newest first; those after `after`, if it is given."""
+    query = select(sessions).where(sessions.c.owner == wanted.owner, *_conditions(wanted))
+    if after is not None:
+        place = tuple_(sessions.c.created_at, sessions.c.session_id)
+        query = query.where(place < tuple_(after.created_at, after.session_id))
+    query = query.order_by(sessions.c.created_at.desc(), sessions.c.session_id.desc())
+    found = connection.execute(query.limit(limit)).all()
+    return [_view(connection, Session(**row._mapping)) for row in found]
+
+
+def _conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
+    conditions: list[ColumnElement[bool]] = []
+    names = []
+    if wanted.session_id is not None:
+        names.append(sessions.c.session_id == wanted.session_id)
+    if wanted.display_name is not None:
+        words = wanted.display_name.split()
+        names.append(and_(*(sessions.c.display_name.icontains(word, autoescape=True) for word in words)))
+    if names:
+        conditions.append(or_(*names))
+    if wanted.project_ids is not None:
+        conditions.append(sessions.c.project_id.in_(wanted.project_ids))
+    if wanted.statuses is not None:
+        conditions.append(or_(*map(_status, wanted.statuses)))
+    metadata = sessions.c.user_metadata
+    return conditions + [metadata[key].as_string() == value for key, value in wanted.user_metadata.items()]
+
+
+def _status(status: StatusFilter) -> ColumnElement[bool]:
+    if status.type == "active":
+        return and_(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat > time() - LIVE_SECONDS)
+    if status.type == "client_finished":
+        finished = sessions.c.finished_at.is_not(None)
+        return finished if status.reasons is None else and_(finished, sessions.c.finish_reason.in_(status.reasons))
+    return false()  # nothing here cancels or fails a session
+
+
+def _view(connection: Connection, session: Session) -> SessionView:
+    query = (
+        select(func.count(), func.coalesce(func.sum(checkpoints.c.size_bytes), 0))
+        .join(runs, runs.c.run_id == checkpoints.c.run_id)
+        .where(runs.c.session_id == session.session_id, named, unexpired())
+    )
+    return SessionView(session, *connection.execute(query).one())

@@ -1,0 +1,132 @@
+"""Queries over many rows: the database's own plan says that each is answered from an index.
+
+The plans are SQLite's, which without statistics supposes that tables are large. A full scan reads `SCAN table`; a sort
+of what a filter found reads `TEMP B-TREE`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from itertools import count
+from time import time
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, event
+
+from mint.store import checkpoints, counts, journal, listings, repository, search
+from mint.store.listings import Window
+from mint.store.schema import Checkpoint, Session
+from mint.store.search import SessionFilter, StatusFilter
+
+from .conftest import Transact
+from .rows import checkpoint, operation, run, sampler, session
+
+OWNERS = ("me", "you")
+RUNS, PER_RUN = 20, 40
+WINDOW = Window(10, 300)
+REPLAYED = ("load_weights", "train_step")
+
+
+def fill(connection: Connection) -> None:
+    """Some rows of every table."""
+    numbers = count()
+    for owner in OWNERS:
+        repository.insert(connection, session(session_id=owner, owner=owner, last_heartbeat=time(), project_id="p"))
+        for run_id in (f"{owner}:train:{number}" for number in range(RUNS)):
+            repository.insert(connection, run(run_id=run_id, session_id=owner, owner=owner))
+            for seq_id in range(PER_RUN):
+                _fill(connection, owner, run_id, seq_id, next(numbers))
+
+
+def _fill(connection: Connection, owner: str, run_id: str, seq_id: int, number: int) -> None:
+    """A checkpoint, a sampler that reads it, and an operation that does."""
+    name, now = f"{run_id}-{seq_id}", time()
+    path = f"tinker://{run_id}/weights/{seq_id}" if seq_id % 4 else None
+    row = checkpoint(
+        checkpoint_id=name,
+        path=path,
+        session_id=owner if path is None else None,
+        run_id=run_id,
+        owner=owner,
+        directory=name,
+        created_at=now + seq_id,
+        expires_at=now + seq_id if seq_id % 2 else None,
+        public=run_id.endswith(":0") and seq_id == 1,
+    )
+    mine = sampler(
+        sampler_id=name, session_id=owner, session_seq_id=number, owner=owner, directory=name, model_path=path
+    )
+    repository.insert(connection, row)
+    repository.insert(connection, mine)
+    journal.insert(connection, operation(request_id=name, stream=run_id, seq_id=seq_id, owner=owner, directory=name))
+
+
+UNREAD = checkpoint(owner="me", directory="nobody's")
+AFTER = Session("me", "me", 5.0, 5.0)
+QUERIES: dict[str, Callable[[Connection], object]] = {
+    "find": lambda c: checkpoints.live(c, "tinker://me:train:3/weights/5"),
+    "page of an owner": partial(listings.checkpoints_of_owner, owner="me", window=WINDOW),
+    "of a run": partial(listings.checkpoints_of_run, run_id="me:train:3", public=False),
+    "published of a run": partial(listings.checkpoints_of_run, run_id="me:train:3", public=True),
+    "a run's newest": lambda c: listings.view(c, run(run_id="me:train:3"), public=False),
+    "runs of an owner": partial(listings.runs_of_owner, owner="me", window=WINDOW),
+    "runs that others share": partial(listings.runs_of_owner, owner="me", window=WINDOW, accessible=True),
+    "runs of a project": partial(listings.runs_of_owner, owner="me", window=WINDOW, project_id="p"),
+    "sessions": partial(listings.session_ids_of_owner, owner="me", window=WINDOW),
+    "search": lambda c: search.search(c, SessionFilter("me", statuses=[StatusFilter("active")]), 10, AFTER),
+    "search in a project": lambda c: search.search(c, SessionFilter("me", project_ids=["p"]), 10, None),
+    "expire": partial(checkpoints.expire, limit=10),
+    "forget": partial(checkpoints.forget_unnamed, session_id="me", limit=10),
+    "bytes of an owner": partial(counts.stored_bytes, owner="me"),
+    "readers": lambda c: checkpoints.reader(c, UNREAD, REPLAYED),
+    "last name": lambda c: (checkpoints.shared(c, UNREAD), checkpoints.remove(c, UNREAD)),
+    "deletable": partial(checkpoints.deletable, replayed=REPLAYED, held={"a"}, limit=10),
+    "which folders are known": partial(checkpoints.accounted_for, directories=["a", "b"]),
+}
+SORTS = {"of a run", "published of a run", "runs that others share"}
+"""Where a filter that leaves few rows comes before their order."""
+
+
+def plans(connection: Connection, work: Callable[[Connection], object]) -> list[str]:
+    """What the database says about each SELECT that `work` makes."""
+    made: list[tuple[str, Any]] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, parameters: Any, _context: Any, _many: bool) -> None:
+        made.append((statement, parameters))
+
+    event.listen(connection, "before_cursor_execute", note)
+    work(connection)
+    event.remove(connection, "before_cursor_execute", note)
+    selects = [(statement, parameters) for statement, parameters in made if statement.startswith("SELECT")]
+    assert selects
+    return [
+        row.detail
+        for statement, parameters in selects
+        for row in connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", parameters)
+    ]
+
+
+@pytest.mark.parametrize("name", QUERIES)
+def test_a_query_is_answered_from_an_index(transact: Transact[Any], name: str) -> None:
+    transact(fill)
+    steps = transact(lambda c: plans(c, QUERIES[name]))
+    # all that is published is looked at; what is discarded is deleted in the next minute; a sum is over what was found
+    published = "SCAN checkpoints USING INDEX checkpoints_published"
+    allowed = ("SCAN CONSTANT ROW", "SCAN discarded_folders", published, "SCAN anon_")
+    assert not [step for step in steps if step.startswith("SCAN") and not step.startswith(allowed)], steps
+    assert name in SORTS or not [step for step in steps if "TEMP B-TREE" in step], steps
+
+
+def test_a_list_is_counted_without_reading_its_rows(transact: Transact[Any]) -> None:
+    transact(fill)
+    page, counted = transact(lambda c: plans(c, QUERIES["page of an owner"]))
+    assert page == "SEARCH checkpoints USING INDEX checkpoints_listed (owner=?)"
+    assert counted == "SEARCH checkpoints USING COVERING INDEX checkpoints_listed (owner=?)"
+
+
+def test_a_scan_would_be_seen(transact: Transact[Any]) -> None:
+    transact(fill)
+    steps = transact(lambda c: plans(c, lambda c: repository.find(c, Checkpoint, size_bytes=3)))
+    assert steps == ["SCAN checkpoints"]
