@@ -19,9 +19,10 @@ from mint.errors import BadRequestError
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-FIELD = "response_format"
-
 MAX_TEXT_BYTES = 64 << 10
+
+MAX_TRIALS, MAX_TRIED_BYTES = 256, 1 << 20
+"""Parts of a schema that are compiled to find the one at fault, and their bytes in sum: a fraction of a second."""
 
 NAMES = {"json_schema": "JSON schema", "regex": "regular expression"}
 
@@ -59,14 +60,14 @@ def check(constraint: Constraint) -> None:
 
     Raises:
         BadRequestError: as `grammar`; or it asks for what is not supported, or contradicts itself. Of a schema the
-            message has the place, as a JSON pointer.
+            message has the place, as a JSON pointer; of a large one that may be a part around it, or the whole.
     """
     fault = _fault(grammar(constraint))
     if fault and constraint.kind == "regex":
-        raise BadRequestError(f"the regular expression cannot be enforced: {fault}", field=FIELD)
+        raise BadRequestError(f"the regular expression cannot be enforced: {fault}", field=constraint.field)
     if fault:
         place, fault = _narrow(json.loads(constraint.text), fault)
-        raise BadRequestError(f"the JSON schema cannot be enforced, at {place}: {fault}", field=FIELD)
+        raise BadRequestError(f"the JSON schema cannot be enforced, at {place}: {fault}", field=constraint.field)
 
 
 def grammar(constraint: Constraint) -> str:
@@ -77,14 +78,14 @@ def grammar(constraint: Constraint) -> str:
     """
     size = len(constraint.text.encode(errors="surrogatepass"))
     if size > MAX_TEXT_BYTES:
-        raise BadRequestError(f"{size} bytes; at most {MAX_TEXT_BYTES} are compiled", field=FIELD)
+        raise BadRequestError(f"{size} bytes; at most {MAX_TEXT_BYTES} are compiled", field=constraint.field)
     try:
         constraint.text.encode()
         if constraint.kind == "regex":
             return LLMatcher.grammar_from_regex(constraint.text)
         return _schema_grammar(constraint.text)
     except ValueError as error:
-        raise BadRequestError(f"the {NAMES[constraint.kind]} cannot be read: {error}", field=FIELD) from None
+        raise BadRequestError(f"the {NAMES[constraint.kind]} cannot be read: {error}", field=constraint.field) from None
 
 
 def readable(message: str) -> str:
@@ -104,13 +105,16 @@ def _fault(compiled: str) -> str | None:
 
 
 def _narrow(schema: dict[str, Any], fault: str) -> tuple[str, str]:
-    """The innermost part of a schema that is at fault by itself: its JSON pointer, and what is wrong with it."""
+    """The innermost part of a schema that is found to be at fault by itself: its JSON pointer, and what is wrong."""
     root = {key: schema[key] for key in DEFINITIONS if key in schema}
-    place = "#"
+    place, trials, tried_bytes = "#", 0, 0
     while True:
         for step, inner in _subschemas(schema):
-            found = _fault(_schema_grammar(json.dumps({**root, **inner})))
-            if found:
+            text = json.dumps({**root, **inner})
+            trials, tried_bytes = trials + 1, tried_bytes + len(text)
+            if trials > MAX_TRIALS or tried_bytes > MAX_TRIED_BYTES:
+                return place[:300], fault
+            if found := _fault(_schema_grammar(text)):
                 schema, place, fault = inner, f"{place}/{step}", found
                 break
         else:

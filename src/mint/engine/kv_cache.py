@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import psutil
 import torch
 from torch import Tensor
 
 from mint.config import EngineConfig
 from mint.models.causal_lm import CausalLM
+
+DEFAULT_BYTES = 512 << 20
+LONGEST = 32 << 10
+"""Tokens of one sequence that there is room for unless the settings say otherwise, memory and model permitting."""
 
 
 class KVCache:
@@ -26,7 +31,12 @@ class KVCache:
         token_bytes = 2 * shape.num_hidden_layers * heads * head_dim * model.dtype.itemsize
         self.dtype = model.dtype
         self.block_size = config.kv_block_size
-        self.num_blocks: int = config.kv_cache_bytes // (token_bytes * config.kv_block_size)
+        block_bytes = token_bytes * config.kv_block_size
+        size = config.kv_cache_bytes
+        if size is None:
+            longest = min(model.config.max_position_embeddings, LONGEST)
+            size = _default_bytes(-(-longest // self.block_size) * block_bytes, model.device)
+        self.num_blocks: int = size // block_bytes
         # empty, not zeros: pages are not touched, and so not resident, before a sample needs them
         self._memory = torch.empty(
             (shape.num_hidden_layers, self.num_blocks, self.block_size, 2, heads, head_dim),
@@ -56,3 +66,12 @@ class KVCache:
     def copy_block(self, source: int, targets: Sequence[int]) -> None:
         """Copy one block to others, in all layers."""
         self._memory[:, torch.tensor(targets, device=self._memory.device)] = self._memory[:, source : source + 1]
+
+
+def _default_bytes(sequence_bytes: int, device: torch.device) -> int:
+    """Room for one long sequence, where that leaves most of the memory free."""
+    return max(DEFAULT_BYTES, sequence_bytes) if sequence_bytes <= _free_bytes(device) // 4 else DEFAULT_BYTES
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -190,8 +190,7 @@ def _params(params: requests.SamplingParams, model: ModelInfo, prompt: int, requ
     max_tokens = params.max_tokens if params.max_tokens is not None else room
     if room < 1 or max_tokens > room:
         raise BadRequestError(
-            f"prompt of {prompt} tokens and max_tokens {max_tokens} are more than {model.name} can hold here, "
-            f"{model.max_sample_length} tokens",
+            f"{model.capacity}; the prompt has {prompt}, and max_tokens is {max_tokens}",
             field="sampling_params.max_tokens" if room >= 1 else "prompt",
         )
     ids, texts = _stops(params.stop, model)
