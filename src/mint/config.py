@@ -80,7 +80,8 @@ class ServerConfig:
         max_waiting_samples: sample requests of one key that may wait for a place in a worker; the next is told to come
             again.
         session_timeout_seconds: how long a session is believed in without a heartbeat, which the SDK sends every 10;
-            then its samples are cancelled, its revisions without a name removed, and its runs are no live ones.
+            then its samples are cancelled, its revisions without a name removed, and its runs are no live ones. A
+            sample without a session is cancelled when nobody has asked for its result for so long.
     """
 
     data_dir: Path

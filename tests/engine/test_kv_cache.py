@@ -9,6 +9,7 @@ from transformers import Qwen3Config
 from mint.config import EngineConfig
 from mint.engine import kv_cache
 from mint.engine.kv_cache import KVCache
+from mint.errors import ModelLoadError
 
 TOKEN_BYTES = 2 * 20 * 8 * 128 * 4
 
@@ -45,6 +46,12 @@ def test_a_very_long_context_is_not_provided_for(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kv_cache, "_free_bytes", lambda _device: 1 << 40)
     monkeypatch.setattr(kv_cache, "LONGEST", 4000)
     assert KVCache(FakeModel(1 << 20), EngineConfig()).num_blocks == 250  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("size", [1000, 1 << 60])
+def test_a_size_that_cannot_be_is_refused(size: int) -> None:
+    with pytest.raises(ModelLoadError, match="--kv-cache-gib"):
+        KVCache(FakeModel(64), EngineConfig(kv_cache_bytes=size))  # type: ignore[arg-type]
 
 
 def test_free_memory_is_some_of_the_machines() -> None:

@@ -65,6 +65,7 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
         typer.Option(
             help="Memory for samples, which bounds their length and number. [default: 0.5, or one long sequence]",
             min=0.001,
+            max=1 << 20,
         ),
     ] = None,
     max_decode_batch: Annotated[

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits
@@ -21,8 +22,11 @@ if TYPE_CHECKING:
 
 MAX_TEXT_BYTES = 64 << 10
 
-MAX_TRIALS, MAX_TRIED_BYTES = 256, 1 << 20
-"""Parts of a schema that are compiled to find the one at fault, and their bytes in sum: a fraction of a second."""
+MAX_TRIALS, TRIAL_SECONDS = 256, 0.5
+"""Parts of a schema that are compiled to find the one at fault, and how long that may go on."""
+
+NUM_CHECKED = 64
+"""Constraints that were found to be good and are remembered."""
 
 NAMES = {"json_schema": "JSON schema", "regex": "regular expression"}
 
@@ -55,6 +59,7 @@ def parser_limits() -> LLParserLimits:
     )
 
 
+@lru_cache(NUM_CHECKED)
 def check(constraint: Constraint) -> None:
     """See that a constraint can be enforced, as far as that shows without a tokenizer.
 
@@ -107,14 +112,13 @@ def _fault(compiled: str) -> str | None:
 def _narrow(schema: dict[str, Any], fault: str) -> tuple[str, str]:
     """The innermost part of a schema that is found to be at fault by itself: its JSON pointer, and what is wrong."""
     root = {key: schema[key] for key in DEFINITIONS if key in schema}
-    place, trials, tried_bytes = "#", 0, 0
+    place, trials, until = "#", 0, monotonic() + TRIAL_SECONDS
     while True:
         for step, inner in _subschemas(schema):
-            text = json.dumps({**root, **inner})
-            trials, tried_bytes = trials + 1, tried_bytes + len(text)
-            if trials > MAX_TRIALS or tried_bytes > MAX_TRIED_BYTES:
+            trials += 1
+            if trials > MAX_TRIALS or monotonic() > until:
                 return place[:300], fault
-            if found := _fault(_schema_grammar(text)):
+            if found := _fault(_schema_grammar(json.dumps({**root, **inner}))):
                 schema, place, fault = inner, f"{place}/{step}", found
                 break
         else:

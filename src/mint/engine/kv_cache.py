@@ -14,15 +14,22 @@ import torch
 from torch import Tensor
 
 from mint.config import EngineConfig
+from mint.errors import ModelLoadError
 from mint.models.causal_lm import CausalLM
 
 DEFAULT_BYTES = 512 << 20
 LONGEST = 32 << 10
 """Tokens of one sequence that there is room for unless the settings say otherwise, memory and model permitting."""
 
+OPTION = "`mint serve --kv-cache-gib` says how much there is to be"
+
 
 class KVCache:
-    """The memory itself, one tensor (L, N, S, 2, K, D): a token's key and value lie side by side."""
+    """The memory itself, one tensor (L, N, S, 2, K, D): a token's key and value lie side by side.
+
+    Raises:
+        ModelLoadError: its size is less than a block, or more than there is.
+    """
 
     def __init__(self, model: CausalLM, config: EngineConfig) -> None:
         shape = model.config.get_text_config(decoder=True)
@@ -37,12 +44,14 @@ class KVCache:
             longest = min(model.config.max_position_embeddings, LONGEST)
             size = _default_bytes(-(-longest // self.block_size) * block_bytes, model.device)
         self.num_blocks: int = size // block_bytes
-        # empty, not zeros: pages are not touched, and so not resident, before a sample needs them
-        self._memory = torch.empty(
-            (shape.num_hidden_layers, self.num_blocks, self.block_size, 2, heads, head_dim),
-            dtype=model.dtype,
-            device=model.device,
-        )
+        if self.num_blocks < 1:
+            raise ModelLoadError(f"{size} bytes hold no keys and values: a block takes {block_bytes}; {OPTION}")
+        layout = (shape.num_hidden_layers, self.num_blocks, self.block_size, 2, heads, head_dim)
+        try:
+            # empty, not zeros: pages are not touched, and so not resident, before a sample needs them
+            self._memory = torch.empty(layout, dtype=model.dtype, device=model.device)
+        except RuntimeError as error:
+            raise ModelLoadError(f"{model.device} has no {size} bytes for keys and values; {OPTION}") from error
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store (T, K, D) at `slots` int64 (T,), where slot = block · S + offset."""

@@ -15,9 +15,7 @@ def encode(value: Any) -> str:
     if not _is_long(value):
         return json.dumps(value, ensure_ascii=False)
     if isinstance(value, dict):
-        return _joined(
-            "{}", (f"{json.dumps(name, ensure_ascii=False)}: {encode(inner)}" for name, inner in value.items())
-        )
+        return _joined("{}", (f"{encode(name)}: {encode(inner)}" for name, inner in value.items()))
     if any(map(_is_long, value)):
         return _joined("[]", map(encode, value))
     pieces = (value[start : start + PIECE] for start in range(0, len(value), PIECE))

@@ -23,7 +23,7 @@ from mint.server.openai.drawing import Event, while_connected
 from mint.server.openai.errors import ClientGoneError, error_body
 
 LARGE_ANSWER = 4096
-"""Tokens of an answer; to write as many takes some ten milliseconds."""
+"""Tokens of an answer; one that tells of more is written in a thread."""
 
 
 @dataclass

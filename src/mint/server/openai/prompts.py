@@ -97,8 +97,6 @@ def completion_samples(request: CompletionRequest, target: Target, prompts: Sequ
         raise BadRequestError("does not go with stream and logprobs together", field="echo")
     top = request.logprobs or 0
     asks_about_prompt = request.echo and request.logprobs is not None
-    told = sum(request.max_tokens + len(prompt.tokens) * asks_about_prompt for prompt in prompts)
-    _check_told(request.n * told, top, "logprobs")
     constraint = _constraint(request)
     samples = []
     for prompt in prompts:
@@ -109,6 +107,8 @@ def completion_samples(request: CompletionRequest, target: Target, prompts: Sequ
         samples.append(
             Sample(target.revision, prompt.tokens, request.n, params, query, top_logprobs=top, stream=request.stream)
         )
+    told = sum(request.max_tokens + len(prompt.tokens) * asks_about_prompt for prompt in prompts)
+    _check_told(request.n * told, top, "logprobs")
     return samples
 
 

@@ -140,7 +140,11 @@ class GenerationRequest(Strict):
     @model_validator(mode="before")
     @classmethod
     def _is_text(cls, body: Any) -> Any:
-        if not is_text(json.dumps(body, ensure_ascii=False)):
+        try:
+            text = json.dumps(body, ensure_ascii=False)
+        except RecursionError:
+            raise ValueError("is nested too deeply to be read") from None
+        if not is_text(text):
             raise ValueError("has half a surrogate pair, which is no character")
         return body
 

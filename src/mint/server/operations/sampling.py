@@ -77,8 +77,9 @@ class AsyncSample(Kind[SampleRequest]):
         prompt = _prompt(request)
         check_token_ids(prompt, model, "prompt")
         params = _params(request.sampling_params, model, len(prompt), operation.request_id)
-        _limit("num_samples", request.num_samples, params.max_tokens, "max_tokens")
-        _limit("topk_sample_logprobs", request.topk_sample_logprobs, request.num_samples * params.max_tokens, "tokens")
+        drawn = request.num_samples * params.max_tokens
+        _limit("num_samples", request.num_samples, params.max_tokens, "max_tokens", MAX_TOKENS)
+        _limit("topk_sample_logprobs", request.topk_sample_logprobs, drawn, "tokens", MAX_TOKENS)
         return Sample(
             revision=_revision(catalog, operation.facts["directory"]),
             prompt=prompt,
@@ -107,7 +108,7 @@ def _revision(catalog: Catalog, directory: str | None) -> Revision | None:
     return Revision(directory, folder)
 
 
-def _limit(field: str, each: int, count: int, what: str, limit: int = MAX_TOKENS) -> None:
+def _limit(field: str, each: int, count: int, what: str, limit: int) -> None:
     """Refuse a request whose answer would be too large."""
     if each * count > limit:
         raise BadRequestError(
@@ -128,7 +129,7 @@ def _query(request: SampleRequest, model: ModelInfo, length: int) -> PromptQuery
     for field in ("topk_prompt_logprobs", "topk_sample_logprobs"):
         if getattr(request, field) > model.vocab_size:
             raise BadRequestError(f"{model.name} has {model.vocab_size} tokens to tell of", field=field)
-    _limit("topk_prompt_logprobs", request.topk_prompt_logprobs, positions, "positions")
+    _limit("topk_prompt_logprobs", request.topk_prompt_logprobs, positions, "positions", MAX_TOKENS)
     _limit("prompt_alt_tokens_k", request.prompt_alt_tokens_k, positions, "positions", MAX_DRAWN)
     targets = _targets(request, length)
     if targets is not None and not ((targets.ids >= -1) & (targets.ids < model.vocab_size)).all():
