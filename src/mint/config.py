@@ -33,7 +33,9 @@ class EngineConfig:
             decodes; bounds the memory of a pass.
         max_resident_runs: runs whose buffers are in the device's memory; others wait on disk.
         max_lora_rank: largest rank a run may ask for.
-        kv_cache_bytes: memory for keys and values of live samples.
+        kv_cache_bytes: memory for keys and values of live samples. None: 512 MiB, or what one sequence of the model's
+            context takes (of 32,768 tokens at most) where that is more and fits in a quarter of the free memory, on
+            CUDA the device's.
         kv_block_size: tokens in one block of that memory.
         max_decode_batch: samples that may decode together.
         max_prefill_tokens: tokens of prompts that are computed in a step beside samples that decode, which wait for it.
@@ -50,7 +52,7 @@ class EngineConfig:
     max_batch_tokens: int = 4096
     max_resident_runs: int = 64
     max_lora_rank: int = 256
-    kv_cache_bytes: int = 512 << 20
+    kv_cache_bytes: int | None = None
     kv_block_size: int = 16
     max_decode_batch: int = 256
     max_prefill_tokens: int = 512
@@ -78,7 +80,8 @@ class ServerConfig:
         max_waiting_samples: sample requests of one key that may wait for a place in a worker; the next is told to come
             again.
         session_timeout_seconds: how long a session is believed in without a heartbeat, which the SDK sends every 10;
-            then its samples are cancelled, its revisions without a name removed, and its runs are no live ones.
+            then its samples are cancelled, its revisions without a name removed, and its runs are no live ones. A
+            sample without a session is cancelled when nobody has asked for its result for so long.
     """
 
     data_dir: Path

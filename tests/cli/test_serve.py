@@ -15,7 +15,10 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
+from typer.testing import CliRunner
 
+from mint.cli.main import app
+from mint.config import ServerConfig
 from tests.server.live import LiveServer, environment, tiny_model
 
 SECONDS = 60
@@ -173,3 +176,18 @@ def test_a_worker_that_ends_while_it_loads_is_told(tmp_path: Path) -> None:
     assert server.process.wait(SECONDS) == 1
     assert "ended with code -9 while it loaded the model" in server.output
     assert "Traceback" not in server.output
+
+
+def test_settings_of_samples_reach_the_engine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module, configs = sys.modules["mint.cli.serve"], []
+
+    async def run(config: ServerConfig, listener: socket.socket) -> None:
+        listener.close()
+        configs.append(config.engine)
+
+    monkeypatch.setattr(module, "_run", run)
+    monkeypatch.setattr(module, "configure", lambda *_: None)
+    options = ["serve", "--quiet", "--port", "0", "--data-dir", str(tmp_path / "data")]
+    for more in ([], ["--kv-cache-gib", "1.5", "--max-decode-batch", "7"]):
+        assert CliRunner().invoke(app, options + more).exit_code == 0
+    assert [(config.kv_cache_bytes, config.max_decode_batch) for config in configs] == [(None, 256), (1536 << 20, 7)]

@@ -241,10 +241,10 @@ def test_the_samples_of_a_session_can_be_told() -> None:
         line.fleet.start()
         for name, session in (("a", "s"), ("b", "s"), ("c", "t"), ("d", None)):
             line.add(name, session=session)
-        assert line.queue.sessions() == {"s", "t"}
-        assert sorted(line.queue.of_session("s")) == ["a", "b"]
+        assert line.queue.clients() == {"s", "t"}
+        assert sorted(line.queue.of_client("s")) == ["a", "b"]
         await work_off(line.fleet)
-        assert line.queue.sessions() == set()
+        assert line.queue.clients() == set()
 
     play(scene)
 

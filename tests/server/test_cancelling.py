@@ -13,7 +13,7 @@ from mint.config import EngineConfig
 from mint.engine.core import Sample
 from mint.store import journal
 
-from .inprocess import Serve, World, play
+from .inprocess import MODEL, Serve, World, play
 
 SMALL = EngineConfig(max_decode_batch=1)
 
@@ -162,13 +162,30 @@ def test_a_client_that_has_gone_frees_its_work(serve: Serve, sign: str) -> None:
                     await fails(world, request_id, "nothing was heard")
                 assert world.worker.backlog == []
             else:
-                assert set(ids) <= set(world.services.samples.of_session(session))
+                assert set(ids) <= set(world.services.samples.of_client(session))
             # a client that comes back goes on
             await world.alice.ok("session_heartbeat", {"session_id": session})
             last = await draw(world, sampler, 2)
             world.worker.resume()
             await asyncio.sleep(0.1)
             assert "sequences" in await world.alice.retrieve(last)
+
+    play(scene)
+
+
+@pytest.mark.parametrize("polled", [True, False])
+def test_a_sample_without_a_session_lives_while_it_is_asked_for(serve: Serve, polled: bool) -> None:
+    async def scene() -> None:
+        async with serve(paused=True, session_timeout_seconds=0.8, long_poll_seconds=0.02) as world:
+            body = {"prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {"max_tokens": 2}, "base_model": MODEL}
+            request_id = (await world.alice.ok("asample", body))["request_id"]
+            for _ in range(8):
+                await asyncio.sleep(0.15)
+                if polled:
+                    await world.alice.post("retrieve_future", {"request_id": request_id})
+            assert len(world.worker.backlog) == polled
+            if not polled:
+                await fails(world, request_id, "nothing was heard")
 
     play(scene)
 

@@ -152,8 +152,8 @@ def test_a_sample_without_a_session(serve: Serve) -> None:
 
 
 def test_answers_beyond_all_measure_are_refused(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mint.server.operations.sampling.MAX_TOKENS", 20)
-    monkeypatch.setattr("mint.server.operations.sampling.MAX_DRAWN", 20)
+    for limit in ("MAX_TOKENS", "MAX_DRAWN"):
+        monkeypatch.setattr(f"mint.server.operations.sampling.{limit}", 20)
     cases: dict[str, dict[str, Any]] = {
         "num_samples": {"num_samples": 11},
         "topk_sample_logprobs": {"num_samples": 2, "topk_sample_logprobs": 6},

@@ -122,11 +122,11 @@ def test_a_future_that_is_cancelled_is_cancelled_here(serve: Serve) -> None:
             client = await sampler_of(service)
             world.worker.paused = True
             running, waiting = [sample(client).future() for _ in range(2)]
-            await until(lambda: len(world.services.samples.sessions()) == 1 and len(world.worker.backlog) == 1)
+            await until(lambda: len(world.services.samples.clients()) == 1 and len(world.worker.backlog) == 1)
             await asyncio.sleep(0.2)
             for future in (running, waiting):
                 assert future.cancel()
-            await until(lambda: not (world.services.samples.sessions() or world.worker.backlog))
+            await until(lambda: not (world.services.samples.clients() or world.worker.backlog))
             world.worker.resume()
             assert len((await wait(sample(client))).sequences) == 1
 
@@ -140,9 +140,9 @@ def test_the_end_of_a_session_ends_what_it_waits_for(serve: Serve) -> None:
             client = await sampler_of(service)
             world.worker.paused = True
             futures = [sample(client) for _ in range(3)]
-            await until(lambda: len(world.services.samples.of_session(service.holder.get_session_id())) == 3)
+            await until(lambda: len(world.services.samples.of_client(service.holder.get_session_id())) == 3)
             await asyncio.to_thread(service.close("success").result, SECONDS)
-            await until(lambda: not (world.services.samples.sessions() or world.worker.backlog))
+            await until(lambda: not (world.services.samples.clients() or world.worker.backlog))
             del futures
 
     play(scene)
@@ -156,7 +156,7 @@ def test_a_full_line_slows_the_sdk_down_and_loses_nothing(serve: Serve) -> None:
             world.worker.paused = True
             futures = [sample(client) for _ in range(6)]
             await asyncio.sleep(0.5)
-            assert len(world.services.samples.of_session(service.holder.get_session_id())) <= 3
+            assert len(world.services.samples.of_client(service.holder.get_session_id())) <= 3
             world.worker.resume()
             for future in futures:
                 assert len((await wait(future)).sequences) == 1

@@ -60,6 +60,17 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     max_resident_runs: Annotated[
         int, typer.Option(help="Runs in the device's memory; others wait on disk.", min=1)
     ] = EngineConfig.max_resident_runs,
+    kv_cache_gib: Annotated[
+        float | None,
+        typer.Option(
+            help="Memory for samples, which bounds their length and number. [default: 0.5, or one long sequence]",
+            min=0.001,
+            max=1 << 20,
+        ),
+    ] = None,
+    max_decode_batch: Annotated[
+        int, typer.Option(help="Samples that may decode together.", min=1)
+    ] = EngineConfig.max_decode_batch,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Compute layers twice to save memory.")
     ] = False,
@@ -105,6 +116,8 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
             max_batch_tokens=max_batch_tokens,
             max_lora_rank=max_lora_rank,
             max_resident_runs=max_resident_runs,
+            kv_cache_bytes=int(kv_cache_gib * (1 << 30)) if kv_cache_gib is not None else None,
+            max_decode_batch=max_decode_batch,
             scratch_dir=folder / "scratch",
             gradient_checkpointing=gradient_checkpointing,
             device=device,

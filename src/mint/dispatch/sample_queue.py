@@ -32,11 +32,11 @@ CLOSE_SECONDS = 5.0
 
 @dataclass(frozen=True, eq=False)
 class SampleTicket(Ticket):
-    """A sample; `session_id` is the session it belongs to, if it does to one."""
+    """A sample; `client` is what it ends with: a session, or its own request id. None: whoever waits ends it."""
 
     command: Sample
     owner: str
-    session_id: str | None
+    client: str | None
     on_progress: OnProgress | None = None
 
 
@@ -178,13 +178,13 @@ class SampleQueue:
         """How many requests are with a worker, by base model."""
         return Counter(ticket.model for ticket, _ in self._out.values())
 
-    def sessions(self) -> set[str]:
+    def clients(self) -> set[str]:
         """Those that have samples here."""
-        return {ticket.session_id for ticket in self._tickets() if ticket.session_id is not None}
+        return {ticket.client for ticket in self._tickets() if ticket.client is not None}
 
-    def of_session(self, session_id: str) -> list[str]:
-        """The request ids of a session's samples."""
-        return [ticket.request_id for ticket in self._tickets() if ticket.session_id == session_id]
+    def of_client(self, client: str) -> list[str]:
+        """The request ids of a client's samples."""
+        return [ticket.request_id for ticket in self._tickets() if ticket.client == client]
 
     def revisions(self) -> set[str]:
         """The keys of the revisions that samples here read."""

@@ -21,7 +21,7 @@ from llguidance import LLMatcher, LLTokenizer
 from torch import Tensor
 
 from mint.engine.core import Constraint
-from mint.engine.grammars import FIELD, check, grammar, parser_limits, readable
+from mint.engine.grammars import grammar, parser_limits, readable
 from mint.errors import BadRequestError
 
 Bits = npt.NDArray[np.uint8]
@@ -47,9 +47,10 @@ class ConstraintState:
     It lives on the host and knows nothing of the key/value cache: a preempted sequence keeps it and goes on.
     """
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary) -> None:
+    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, field: str) -> None:
         self._matcher = matcher
         self._vocabulary = vocabulary
+        self._field = field
 
     @property
     def may_stop(self) -> bool:
@@ -73,7 +74,7 @@ class ConstraintState:
         # text that reads like a special token: the library would have the token written for it
         bits &= self._vocabulary.text_or_end if self.may_stop else self._vocabulary.text
         if not bits.any():
-            raise BadRequestError(NOTHING_MATCHES, field=FIELD)
+            raise BadRequestError(NOTHING_MATCHES, field=self._field)
         return bits
 
     def accept(self, token: int) -> None:
@@ -87,13 +88,13 @@ class ConstraintState:
 
     def copy(self) -> ConstraintState:
         """An independent state at the same place."""
-        return ConstraintState(self._matcher.deep_copy(), self._vocabulary)
+        return ConstraintState(self._matcher.deep_copy(), self._vocabulary, self._field)
 
     def _refuse_error(self) -> None:
         if self._matcher.is_error():
             reason = readable(self._matcher.get_error())
             message = NOTHING_MATCHES if reason.startswith("NoExtension") else f"cannot be enforced: {reason}"
-            raise BadRequestError(message, field=FIELD)
+            raise BadRequestError(message, field=self._field)
 
 
 class ConstraintCompiler:
@@ -129,25 +130,23 @@ class ConstraintCompiler:
 
     def _compile(self, constraint: Constraint) -> ConstraintState:
         if self._vocabulary is None:
-            self._vocabulary = self._read_tokenizer()
+            self._vocabulary = self._read_tokenizer(constraint.field)
         matcher = LLMatcher(self._vocabulary.tokenizer, grammar(constraint), limits=parser_limits(), log_level=0)
-        if matcher.is_error():
-            check(constraint)  # tells more of the place
-        start = ConstraintState(matcher, self._vocabulary)
-        start.allowed_bits()  # some faults show only now
+        start = ConstraintState(matcher, self._vocabulary, constraint.field)
+        start.allowed_bits()  # which is where faults show
         return start
 
-    def _read_tokenizer(self) -> Vocabulary:
+    def _read_tokenizer(self, field: str) -> Vocabulary:
         backend = getattr(self._source, "backend_tokenizer", None)
         if backend is None or not self._end_token_ids:
             raise BadRequestError(
                 "this model's samples cannot be constrained: its tokenizer is not one of `tokenizers`, or has no end",
-                field=FIELD,
+                field=field,
             )
         try:
             read = LLTokenizer(backend.to_str(), n_vocab=self._vocab_size, eos_token=self._end_token_ids)
         except ValueError as error:
-            raise BadRequestError(f"this model's samples cannot be constrained: {error}", field=FIELD) from error
+            raise BadRequestError(f"this model's samples cannot be constrained: {error}", field=field) from error
         is_text = np.ones(-(-self._vocab_size // 32) * 32, np.bool_)
         is_text[[token for token in self._source.added_tokens_decoder if read.is_special_token(token)]] = False
         is_text[self._end_token_ids] = False

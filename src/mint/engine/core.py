@@ -44,6 +44,14 @@ class ModelInfo:
     max_lora_rank: int
     num_parameters: int
 
+    @property
+    def capacity(self) -> str:
+        """What bounds a prompt and its sample, for refusals."""
+        text = f"{self.name} can hold {self.max_sample_length} tokens here"
+        if self.max_sample_length == self.max_context_length:
+            return text
+        return f"{text}, of a context of {self.max_context_length} (`mint serve --kv-cache-gib` gives it more memory)"
+
 
 @dataclass(frozen=True)
 class LoraShape:
@@ -93,10 +101,14 @@ class Datum:
 
 @dataclass(frozen=True)
 class Constraint:
-    """What the text of a sample must match: a JSON schema (as JSON text) or a regular expression."""
+    """What the text of a sample must match: a JSON schema (as JSON text) or a regular expression.
+
+    `field` is where the request has it, for refusals.
+    """
 
     kind: Literal["json_schema", "regex"]
     text: str
+    field: str = "response_format"
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,7 @@ class Generator:
         if wanted > self.capacity_tokens:
             raise BadRequestError(
                 f"prompt and max_tokens are {wanted} tokens together; this server's cache holds at most "
-                f"{self.capacity_tokens}",
+                f"{self.capacity_tokens} (`mint serve --kv-cache-gib` gives it more memory)",
                 field="sampling_params.max_tokens",
             )
         scores = PromptScores(command) if is_asked(command.query) else None

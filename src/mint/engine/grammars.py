@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, lru_cache
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from llguidance import LLMatcher, LLParserLimits
@@ -19,9 +20,13 @@ from mint.errors import BadRequestError
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
-FIELD = "response_format"
-
 MAX_TEXT_BYTES = 64 << 10
+
+MAX_TRIALS, TRIAL_SECONDS = 256, 0.5
+"""Parts of a schema that are compiled to find the one at fault, and how long that may go on."""
+
+NUM_CHECKED = 64
+"""Constraints that were found to be good and are remembered."""
 
 NAMES = {"json_schema": "JSON schema", "regex": "regular expression"}
 
@@ -54,19 +59,20 @@ def parser_limits() -> LLParserLimits:
     )
 
 
+@lru_cache(NUM_CHECKED)
 def check(constraint: Constraint) -> None:
     """See that a constraint can be enforced, as far as that shows without a tokenizer.
 
     Raises:
         BadRequestError: as `grammar`; or it asks for what is not supported, or contradicts itself. Of a schema the
-            message has the place, as a JSON pointer.
+            message has the place, as a JSON pointer; of a large one that may be a part around it, or the whole.
     """
     fault = _fault(grammar(constraint))
     if fault and constraint.kind == "regex":
-        raise BadRequestError(f"the regular expression cannot be enforced: {fault}", field=FIELD)
+        raise BadRequestError(f"the regular expression cannot be enforced: {fault}", field=constraint.field)
     if fault:
         place, fault = _narrow(json.loads(constraint.text), fault)
-        raise BadRequestError(f"the JSON schema cannot be enforced, at {place}: {fault}", field=FIELD)
+        raise BadRequestError(f"the JSON schema cannot be enforced, at {place}: {fault}", field=constraint.field)
 
 
 def grammar(constraint: Constraint) -> str:
@@ -77,14 +83,14 @@ def grammar(constraint: Constraint) -> str:
     """
     size = len(constraint.text.encode(errors="surrogatepass"))
     if size > MAX_TEXT_BYTES:
-        raise BadRequestError(f"{size} bytes; at most {MAX_TEXT_BYTES} are compiled", field=FIELD)
+        raise BadRequestError(f"{size} bytes; at most {MAX_TEXT_BYTES} are compiled", field=constraint.field)
     try:
         constraint.text.encode()
         if constraint.kind == "regex":
             return LLMatcher.grammar_from_regex(constraint.text)
         return _schema_grammar(constraint.text)
     except ValueError as error:
-        raise BadRequestError(f"the {NAMES[constraint.kind]} cannot be read: {error}", field=FIELD) from None
+        raise BadRequestError(f"the {NAMES[constraint.kind]} cannot be read: {error}", field=constraint.field) from None
 
 
 def readable(message: str) -> str:
@@ -104,13 +110,15 @@ def _fault(compiled: str) -> str | None:
 
 
 def _narrow(schema: dict[str, Any], fault: str) -> tuple[str, str]:
-    """The innermost part of a schema that is at fault by itself: its JSON pointer, and what is wrong with it."""
+    """The innermost part of a schema that is found to be at fault by itself: its JSON pointer, and what is wrong."""
     root = {key: schema[key] for key in DEFINITIONS if key in schema}
-    place = "#"
+    place, trials, until = "#", 0, monotonic() + TRIAL_SECONDS
     while True:
         for step, inner in _subschemas(schema):
-            found = _fault(_schema_grammar(json.dumps({**root, **inner})))
-            if found:
+            trials += 1
+            if trials > MAX_TRIALS or monotonic() > until:
+                return place[:300], fault
+            if found := _fault(_schema_grammar(json.dumps({**root, **inner}))):
                 schema, place, fault = inner, f"{place}/{step}", found
                 break
         else:

@@ -9,15 +9,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import psutil
 import torch
 from torch import Tensor
 
 from mint.config import EngineConfig
+from mint.errors import ModelLoadError
 from mint.models.causal_lm import CausalLM
+
+DEFAULT_BYTES = 512 << 20
+LONGEST = 32 << 10
+"""Tokens of one sequence that there is room for unless the settings say otherwise, memory and model permitting."""
+
+OPTION = "`mint serve --kv-cache-gib` says how much there is to be"
 
 
 class KVCache:
-    """The memory itself, one tensor (L, N, S, 2, K, D): a token's key and value lie side by side."""
+    """The memory itself, one tensor (L, N, S, 2, K, D): a token's key and value lie side by side.
+
+    Raises:
+        ModelLoadError: its size is less than a block, or more than there is.
+    """
 
     def __init__(self, model: CausalLM, config: EngineConfig) -> None:
         shape = model.config.get_text_config(decoder=True)
@@ -26,13 +38,20 @@ class KVCache:
         token_bytes = 2 * shape.num_hidden_layers * heads * head_dim * model.dtype.itemsize
         self.dtype = model.dtype
         self.block_size = config.kv_block_size
-        self.num_blocks: int = config.kv_cache_bytes // (token_bytes * config.kv_block_size)
-        # empty, not zeros: pages are not touched, and so not resident, before a sample needs them
-        self._memory = torch.empty(
-            (shape.num_hidden_layers, self.num_blocks, self.block_size, 2, heads, head_dim),
-            dtype=model.dtype,
-            device=model.device,
-        )
+        block_bytes = token_bytes * config.kv_block_size
+        size = config.kv_cache_bytes
+        if size is None:
+            longest = min(model.config.max_position_embeddings, LONGEST)
+            size = _default_bytes(-(-longest // self.block_size) * block_bytes, model.device)
+        self.num_blocks: int = size // block_bytes
+        if self.num_blocks < 1:
+            raise ModelLoadError(f"{size} bytes hold no keys and values: a block takes {block_bytes}; {OPTION}")
+        layout = (shape.num_hidden_layers, self.num_blocks, self.block_size, 2, heads, head_dim)
+        try:
+            # empty, not zeros: pages are not touched, and so not resident, before a sample needs them
+            self._memory = torch.empty(layout, dtype=model.dtype, device=model.device)
+        except RuntimeError as error:
+            raise ModelLoadError(f"{model.device} has no {size} bytes for keys and values; {OPTION}") from error
 
     def write(self, layer: int, slots: Tensor, key: Tensor, value: Tensor) -> None:
         """Store (T, K, D) at `slots` int64 (T,), where slot = block · S + offset."""
@@ -56,3 +75,12 @@ class KVCache:
     def copy_block(self, source: int, targets: Sequence[int]) -> None:
         """Copy one block to others, in all layers."""
         self._memory[:, torch.tensor(targets, device=self._memory.device)] = self._memory[:, source : source + 1]
+
+
+def _default_bytes(sequence_bytes: int, device: torch.device) -> int:
+    """Room for one long sequence, where that leaves most of the memory free."""
+    return max(DEFAULT_BYTES, sequence_bytes) if sequence_bytes <= _free_bytes(device) // 4 else DEFAULT_BYTES
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available

@@ -22,6 +22,7 @@ from mint.server.body import LimitedBody
 from mint.server.catalog import Catalog
 from mint.server.lifetimes import watch
 from mint.server.openai import routes as openai
+from mint.server.openai.requests import MAX_BODY_BYTES
 from mint.server.operations.recovery import ServerJournal, resume
 from mint.server.request_log import RequestLog
 from mint.server.results import Results
@@ -79,6 +80,7 @@ def create_app(config: ServerConfig) -> FastAPI:
 
     app = FastAPI(title="MinT", version=version("mint"), lifespan=lifespan)
     app.add_middleware(LimitedBody, max_bytes=config.max_body_bytes)
+    app.add_middleware(LimitedBody, max_bytes=MAX_BODY_BYTES, prefixes=openai.PREFIXES)
     app.add_middleware(RequestLog)
     errors.install(app)
     app.include_router(health.router)

@@ -10,11 +10,12 @@ from mint.wire.passes import decompress
 
 
 class LimitedBody:
-    """ASGI middleware: whatever reads a body, reads no more than `max_bytes` of it."""
+    """ASGI middleware: whatever reads a body, reads no more than `max_bytes` of it, on paths that begin so."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_bytes: int, prefixes: tuple[str, ...] = ("/",)) -> None:
         self._app = app
         self._max_bytes = max_bytes
+        self._prefixes = prefixes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -29,7 +30,8 @@ class LimitedBody:
                 raise HTTPException(413, f"body: is larger than {self._max_bytes} bytes")
             return message
 
-        await self._app(scope, receive_some if scope["type"] == "http" else receive, send)
+        limited = scope["type"] == "http" and scope["path"].startswith(self._prefixes)
+        await self._app(scope, receive_some if limited else receive, send)
 
 
 async def read_body(request: Request, max_bytes: int) -> tuple[bytes, str]:

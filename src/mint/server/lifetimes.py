@@ -1,7 +1,8 @@
 """What goes with a session: its samples under way, and the revisions that have no name.
 
 It goes when the session is finished, and when its client has not been heard of for `session_timeout_seconds`. The runs
-of a client that has gone stay: it may come back, from a machine that slept, and train on.
+of a client that has gone stay: it may come back, from a machine that slept, and train on. A sample without a session
+goes when nobody has asked for its result for as long.
 """
 
 from __future__ import annotations
@@ -17,9 +18,9 @@ from mint.store import repository
 logger = logging.getLogger(__name__)
 
 
-async def cancel_samples(services: Services, session_id: str, reason: str) -> None:
-    """Give up a session's samples; each fails with the reason."""
-    await services.samples.cancel(services.samples.of_session(session_id), OperationCancelledError(reason))
+async def cancel_samples(services: Services, client: str, reason: str) -> None:
+    """Give up the samples of a session, or one without; each fails with the reason."""
+    await services.samples.cancel(services.samples.of_client(client), OperationCancelledError(reason))
 
 
 async def watch(services: Services) -> None:
@@ -37,9 +38,9 @@ async def watch(services: Services) -> None:
 async def _sweep(services: Services) -> None:
     seconds = services.config.session_timeout_seconds
     services.presence.forget(seconds)
-    for session_id in services.samples.sessions():
-        if services.presence.absent(session_id, seconds):
-            await cancel_samples(services, session_id, f"nothing was heard of {session_id} for {seconds:g} s")
+    for client in services.samples.clients():
+        if services.presence.absent(client, seconds):
+            await cancel_samples(services, client, f"nothing was heard of {client} for {seconds:g} s")
     for session in await services.database.transaction(repository.sessions_with_revisions):
         if session.finished_at is not None or services.presence.absent(session.session_id, seconds):
             await end_revisions(services, session.session_id)

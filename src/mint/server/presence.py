@@ -20,7 +20,10 @@ class Presence:
         self._started = monotonic()
 
     def beat(self, session_id: str | None) -> None:
-        """A session's client lives: it says so, sends something, or waits for a result."""
+        """A session's client lives: it says so, sends something, or waits for a result.
+
+        A sample without a session stands for one, by its request id.
+        """
         if session_id is not None:
             self._seen[session_id] = monotonic()
 

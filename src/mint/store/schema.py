@@ -321,6 +321,11 @@ class Operation:
         session_id, separator, _ = self.stream.partition(":")
         return session_id if separator else None
 
+    @property
+    def client(self) -> str:
+        """By what its client is known to be there: the session's signs of life, or the polls for this very result."""
+        return self.session_id or self.request_id
+
 
 operations = Table(
     "operations",

@@ -7,6 +7,10 @@ import json
 from typing import Any
 
 import httpx
+import pytest
+from pydantic import ValidationError
+
+from mint.server.openai.requests import ChatRequest
 
 from ..test_bad_input import NESTED, variants
 from .world import ALICE, OpenAIWorld
@@ -41,6 +45,14 @@ TOOLS: dict[str, Any] = {
     "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
     "tool_choice": {"type": "function", "function": {"name": "f"}},
 }
+
+
+def test_a_body_that_could_just_be_parsed_is_refused() -> None:
+    deep: dict[str, Any] = {}
+    for _ in range(10_000):
+        deep = {"items": deep}
+    with pytest.raises(ValidationError, match="nested too deeply"):
+        ChatRequest.model_validate({**BODIES["chat/completions"], "guided_json": deep})
 
 
 def test_odd_values_are_refused_or_taken(world: OpenAIWorld) -> None:

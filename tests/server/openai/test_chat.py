@@ -8,7 +8,6 @@ import numpy as np
 import openai
 import pytest
 
-from mint.engine.core import Constraint
 from mint.server.openai.tokenizer import load_tokenizer
 from mint.tiny import model_path
 
@@ -176,7 +175,9 @@ def test_constraints(world: OpenAIWorld, request_: dict[str, object], kind: str,
     async def scene() -> None:
         async with world() as it:
             await it.chat(**request_)
-            assert it.draws[0].command.params.constraint == Constraint(kind, text)  # type: ignore[arg-type]
+            constraint = it.draws[0].command.params.constraint
+            assert constraint is not None
+            assert (constraint.kind, constraint.text) == (kind, text)
             await it.chat(response_format={"type": "text"})
             assert it.draws[1].command.params.constraint is None
 

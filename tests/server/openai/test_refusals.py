@@ -13,6 +13,9 @@ from mint.errors import BadRequestError
 from .world import ALICE, OpenAIWorld, play
 
 F = {"type": "function", "function": {"name": "f"}}
+BAD_SCHEMA = {"type": "object", "properties": {"a": {"not": {}}}}
+BAD = {"type": "function", "function": {"name": "bad", "parameters": BAD_SCHEMA}}
+DEEP = '{"items":' * 5000 + "{}" + "}" * 5000
 STRICT = {"type": "function", "function": {"name": "f", "strict": True}}
 
 
@@ -52,6 +55,18 @@ STRICT = {"type": "function", "function": {"name": "f", "strict": True}}
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema", None),
         ({"response_format": {"type": "json_object"}, "extra_body": {"guided_regex": "a"}}, "response_format", None),
         ({"extra_body": {"guided_json": "no json"}}, "guided_json", None),
+        ({"extra_body": {"guided_json": DEEP}}, "guided_json", None),
+        ({"extra_body": {"guided_json": DEEP[: 9 * 200] + "{}" + "}" * 200}}, "guided_json", None),
+        ({"extra_body": {"guided_json": BAD_SCHEMA}}, "guided_json", None),
+        ({"extra_body": {"guided_regex": "("}}, "guided_regex", None),
+        ({"extra_body": {"structured_outputs": {"regex": "("}}}, "structured_outputs.regex", None),
+        (
+            {"model": "hermes", "tools": [F, BAD], "tool_choice": {**BAD, "function": {"name": "bad"}}},
+            "tools.1.function.parameters",
+            None,
+        ),
+        ({"model": "hermes", "tools": [F, BAD], "tool_choice": "required"}, "tools", None),
+        ({"n": 128, "logprobs": True, "top_logprobs": 20, "max_tokens": 480}, "max_tokens", None),
         ({"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}}, "chat_template_kwargs", None),
         ({"tools": [F]}, "tools", None),
         ({"model": "hermes", "tools": [STRICT]}, "tools.0.function.strict", None),
@@ -69,6 +84,31 @@ def test_a_bad_parameter_is_named(world: OpenAIWorld, request_: dict[str, Any], 
             assert (refused.value.param, refused.value.code) == (param, code)
             assert refused.value.type == "invalid_request_error"
             assert it.draws == []
+
+    play(scene)
+
+
+def test_the_answer_of_completions_is_bounded(world: OpenAIWorld) -> None:
+    """With `echo`, the prompt is a part of it."""
+
+    async def scene() -> None:
+        async with world() as it:
+            large = {"n": 128, "logprobs": 20, "max_tokens": 100}
+            await it.complete([5] * 400, **large)
+            with pytest.raises(openai.BadRequestError, match="it may be 1048576") as refused:
+                await it.complete([5] * 400, echo=True, **large)
+            assert refused.value.param == "max_tokens"
+            assert len(it.draws) == 1
+
+    play(scene)
+
+
+def test_a_body_is_bounded(world: OpenAIWorld) -> None:
+    async def scene() -> None:
+        async with world() as it:
+            with pytest.raises(openai.APIStatusError, match="larger than 8388608 bytes") as refused:
+                await it.complete("a" * (8 << 20))
+            assert refused.value.status_code == 413
 
     play(scene)
 

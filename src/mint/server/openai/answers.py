@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
@@ -16,9 +17,13 @@ from typing_extensions import override
 
 from mint.engine.core import Progress, Sample, Sampled
 from mint.errors import MintError
+from mint.server.large_json import encode
 from mint.server.openai.choices import Choice, Json
 from mint.server.openai.drawing import Event, while_connected
 from mint.server.openai.errors import ClientGoneError, error_body
+
+LARGE_ANSWER = 4096
+"""Tokens of an answer; one that tells of more is written in a thread."""
 
 
 @dataclass
@@ -42,15 +47,24 @@ class Answer:
     created: int = field(default_factory=lambda: int(time()))
     id: str = field(default_factory=lambda: token_hex(12))
 
-    async def whole(self, events: AsyncGenerator[Event, None]) -> Json:
-        """The answer in one piece."""
+    async def whole(self, events: AsyncGenerator[Event, None]) -> str:
+        """The answer in one piece, as JSON."""
         async with aclosing(events):
-            async for place, event in events:
-                self._advance(place, event)
+            arrived = [event async for event in events]
+        drawn = (sequence for _, event in arrived if isinstance(event, Sampled) for sequence in event.sequences)
+        told = sum(len(s.tokens) if s.top is None else s.top.tokens.size for s in drawn)
+        asked = sum(len(c.prompt) * (1 + c.query.top) for c in self.commands if c.query.last)
+        if told + asked > LARGE_ANSWER:
+            return await asyncio.to_thread(self._write, arrived)
+        return self._write(arrived)
+
+    def _write(self, events: Sequence[Event]) -> str:
+        for place, event in events:
+            self._advance(place, event)
         choices = [
             choice.whole(self.results[place].prompt) for place, mine in enumerate(self.choices) for choice in mine
         ]
-        return {**self._head(self.KIND), "choices": choices, "usage": self._usage()}
+        return encode({**self._head(self.KIND), "choices": choices, "usage": self._usage()})
 
     async def chunks(self, events: AsyncGenerator[Event, None], *, with_usage: bool) -> AsyncGenerator[str, None]:
         """The answer as server-sent events, the first of them once the engine has told something.

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+MAX_NESTING = 100
+"""Levels of objects and lists in a JSON schema."""
 
 
 def _text(content: Any) -> Any:
@@ -20,6 +23,17 @@ def _text(content: Any) -> Any:
     return "".join(texts)
 
 
+def shallow(schema: dict[str, Any]) -> dict[str, Any]:
+    """A JSON schema that is not nested so deeply that something which reads it could stumble."""
+    level: list[Any] = [schema]
+    for _ in range(MAX_NESTING):
+        values = (inner for outer in level for inner in (outer.values() if isinstance(outer, dict) else outer))
+        level = [inner for inner in values if isinstance(inner, dict | list)]
+        if not level:
+            return schema
+    raise ValueError(f"a JSON schema may be {MAX_NESTING} levels deep")
+
+
 def _without_null(body: Any) -> Any:
     return {name: value for name, value in body.items() if value is not None} if isinstance(body, dict) else body
 
@@ -31,7 +45,7 @@ class Function(BaseModel):
 
     name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
     description: str | None = None
-    parameters: dict[str, Any] | None = None
+    parameters: Annotated[dict[str, Any], AfterValidator(shallow)] | None = None
     strict: bool | None = None
 
     @property

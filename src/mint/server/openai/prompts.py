@@ -10,12 +10,13 @@ import numpy as np
 from sqlalchemy import Connection
 
 from mint.engine.core import Constraint, Int32Array, ModelInfo, PromptQuery, Revision, Sample, SamplingParams
+from mint.engine.grammars import check
 from mint.engine.loss_specs import check_token_ids
 from mint.errors import BadRequestError, NotFoundError
 from mint.server import access
 from mint.server.catalog import Catalog
 from mint.server.openai.errors import ContextLengthError
-from mint.server.openai.requests import MAX_CHOICES, ChatRequest, CompletionRequest, GenerationRequest
+from mint.server.openai.requests import MAX_CHOICES, MAX_TOLD, ChatRequest, CompletionRequest, GenerationRequest
 from mint.server.openai.tokenizer import Tokenizer
 from mint.server.openai.tools import NoTools, ToolFormat, forced_format, offered_format
 from mint.wire.paths import SCHEMES, CheckpointPath
@@ -96,15 +97,18 @@ def completion_samples(request: CompletionRequest, target: Target, prompts: Sequ
         raise BadRequestError("does not go with stream and logprobs together", field="echo")
     top = request.logprobs or 0
     asks_about_prompt = request.echo and request.logprobs is not None
+    constraint = _constraint(request)
     samples = []
     for prompt in prompts:
         length = len(prompt.tokens)
         # the engine draws at least one; of an answer that is the prompt alone it is left out
-        params = sampling_params(request, target.model, length, max(request.max_tokens, 1), "prompt")
+        params = sampling_params(request, target.model, length, max(request.max_tokens, 1), "prompt", constraint)
         query = PromptQuery(last=length - 1, top=top) if asks_about_prompt else PromptQuery()
         samples.append(
             Sample(target.revision, prompt.tokens, request.n, params, query, top_logprobs=top, stream=request.stream)
         )
+    told = sum(request.max_tokens + len(prompt.tokens) * asks_about_prompt for prompt in prompts)
+    _check_told(request.n * told, top, "logprobs")
     return samples
 
 
@@ -128,6 +132,7 @@ def chat_sample(request: ChatRequest, target: Target, tokenizer: Tokenizer) -> t
     tokens = tokenizer.encode_chat(messages, tools, request.chat_template_kwargs)
     params = sampling_params(request, target.model, len(tokens), _max_tokens(request), "messages", constraint)
     top = request.top_logprobs or 0
+    _check_told(request.n * params.max_tokens, top, "top_logprobs")
     sample = Sample(target.revision, tokens, request.n, params, top_logprobs=top, stream=request.stream)
     return sample, tool_format
 
@@ -141,14 +146,17 @@ def _max_tokens(request: ChatRequest) -> int | None:
 
 
 def _tools(request: ChatRequest, template: str) -> tuple[ToolFormat, Constraint | None]:
-    choice = request.tool_choice
+    """How the answer calls tools, and what it must match: the request's constraint, or that of a forced call."""
+    choice, constraint = request.tool_choice, _constraint(request)
     if choice.mode == "none" or (choice.mode == "auto" and not request.tools):
-        return NoTools(), None
-    if _constraint(request) is not None:
+        return NoTools(), constraint
+    if constraint is not None:
         raise BadRequestError('does not go with a constraint; give tool_choice "none"', field="tools")
     offered = offered_format(request.tools, template)
     if choice.mode != "auto":
-        return forced_format(request.tools, choice, parallel=request.parallel_tool_calls)
+        tool_format, forced = forced_format(request.tools, choice, parallel=request.parallel_tool_calls)
+        check(forced)
+        return tool_format, forced
     for place, tool in enumerate(request.tools):
         if tool.function.strict:
             message = 'is kept with tool_choice "required" or a named function only'
@@ -165,20 +173,20 @@ def sampling_params(
     prompt_length: int,
     max_tokens: int | None,
     prompt_field: str,
-    constraint: Constraint | None = None,
+    constraint: Constraint | None,
 ) -> SamplingParams:
-    """How to draw; without `max_tokens`, as far as the context goes. A `constraint` of tools stands for the request's.
+    """How to draw; without `max_tokens`, as far as the context goes.
 
     Raises:
         ContextLengthError: prompt and answer do not fit.
-        BadRequestError: there is no prompt, or more than one constraint.
+        BadRequestError: there is no prompt.
     """
     room = model.max_sample_length - prompt_length
     if prompt_length == 0:
         raise BadRequestError("has no tokens; a sample needs at least one", field=prompt_field)
     if room < 1 or (max_tokens or 1) > room:
         raise ContextLengthError(
-            f"{model.name} can hold {model.max_sample_length} tokens here; the prompt has {prompt_length}"
+            f"{model.capacity}; the prompt has {prompt_length}"
             + (f" and max_tokens is {max_tokens}" if max_tokens is not None else ""),
             field="max_tokens" if room >= 1 else prompt_field,
         )
@@ -190,11 +198,25 @@ def sampling_params(
         top_p=request.top_p,
         stop_token_ids=frozenset(model.stop_token_ids),
         stop_bytes=tuple(stop.encode() for stop in request.stop),
-        constraint=constraint or _constraint(request),
+        constraint=constraint,
     )
 
 
+def _check_told(tokens: int, top: int, top_field: str) -> None:
+    """Refuse a request whose answer could be too large: `tokens` in all of its choices, each with `top` others."""
+    if (told := tokens * (1 + top)) > MAX_TOLD:
+        raise BadRequestError(
+            f"the answer could tell of {told} tokens, n × max_tokens × (1 + {top_field}); it may be {MAX_TOLD}",
+            field="max_tokens",
+        )
+
+
 def _constraint(request: GenerationRequest) -> Constraint | None:
+    """The one that a request gives in so many words.
+
+    Raises:
+        BadRequestError: there are several, or it cannot be enforced.
+    """
     found: dict[str, Constraint] = {}
     answer = request.response_format
     if answer is not None and answer.type == "json_object":
@@ -211,7 +233,10 @@ def _constraint(request: GenerationRequest) -> Constraint | None:
         ("guided_regex", "regex", request.guided_regex),
     ):
         if text is not None:
-            found[name] = Constraint("json_schema" if kind == "json_schema" else "regex", text)
+            found[name] = Constraint("json_schema" if kind == "json_schema" else "regex", text, name)
     if len(found) > 1:
         raise BadRequestError(f"is a second constraint beside {min(found)}", field=max(found))
-    return next(iter(found.values()), None)
+    constraint = next(iter(found.values()), None)
+    if constraint is not None:
+        check(constraint)
+    return constraint

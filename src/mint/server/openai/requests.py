@@ -13,12 +13,16 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidat
 
 from mint.errors import BadRequestError
 from mint.server.openai.errors import UnsupportedParameterError
-from mint.server.openai.messages import GivenToolChoice, Message, Tool, ToolChoice
+from mint.server.openai.messages import MAX_NESTING, GivenToolChoice, Message, Tool, ToolChoice, shallow
 from mint.wire.documents import is_text
 
 MAX_TOP_LOGPROBS = 20
 MAX_CHOICES = 128
 """Of one request, over all of its prompts."""
+MAX_TOLD = 1 << 20
+"""Tokens that an answer may tell of, those beside each drawn one included; in JSON each takes some 70 bytes."""
+MAX_BODY_BYTES = 8 << 20
+"""Of a request's body."""
 
 
 def _listed(value: Any) -> Any:
@@ -27,10 +31,13 @@ def _listed(value: Any) -> Any:
 
 def _schema_text(value: Any) -> Any:
     """A JSON schema as text, whether it came as text or as an object."""
-    schema = json.loads(value) if isinstance(value, str) else value
+    try:
+        schema = json.loads(value) if isinstance(value, str) else value
+    except RecursionError:
+        raise ValueError(f"a JSON schema may be {MAX_NESTING} levels deep") from None
     if not isinstance(schema, dict):
         raise ValueError("a JSON schema is an object")  # noqa: TRY004 (pydantic reports a ValueError)
-    return json.dumps(schema)
+    return json.dumps(shallow(schema))
 
 
 def _prompts(value: Any) -> list[str | list[int]]:
@@ -133,7 +140,11 @@ class GenerationRequest(Strict):
     @model_validator(mode="before")
     @classmethod
     def _is_text(cls, body: Any) -> Any:
-        if not is_text(json.dumps(body, ensure_ascii=False)):
+        try:
+            text = json.dumps(body, ensure_ascii=False)
+        except RecursionError:
+            raise ValueError("is nested too deeply to be read") from None
+        if not is_text(text):
             raise ValueError("has half a surrogate pair, which is no character")
         return body
 

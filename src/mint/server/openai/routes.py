@@ -8,7 +8,6 @@ from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 
 from mint.engine.core import Sample
 from mint.server.accounting import count_sample
@@ -57,7 +56,7 @@ async def create_completion(request: CompletionRequest, http: Request, services:
     target = await _target(services, request.model, owner)
     tokenizer = await _tokenizer(target)
     prompts = await asyncio.to_thread(completion_prompts, request, target.model, tokenizer)
-    commands = completion_samples(request, target, prompts)
+    commands = await asyncio.to_thread(completion_samples, request, target, prompts)
     choices = [
         [
             _completion_choice(request, prompt, command, place * request.n + index, tokenizer)
@@ -129,7 +128,7 @@ async def _respond(
 ) -> Response:
     """Whole or streamed, for as long as the client is there."""
     if not request.stream:
-        return JSONResponse(await while_connected(http.receive, answer.whole(events)))
+        return Response(await while_connected(http.receive, answer.whole(events)), media_type="application/json")
     with_usage = request.stream_options is not None and request.stream_options.include_usage
     chunks = answer.chunks(events, with_usage=with_usage)
     # what fails before there is anything to stream is answered with a status of its own

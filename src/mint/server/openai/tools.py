@@ -160,13 +160,15 @@ def forced_format(tools: Sequence[Tool], choice: ToolChoice, *, parallel: bool) 
     if choice.mode == "function":
         if choice.name not in functions:
             raise BadRequestError(f"{choice.name!r} is not among the tools", field="tool_choice")
-        schema = functions[choice.name].schema_of_arguments
-        return OneCall(choice.name), Constraint("json_schema", json.dumps(schema))
+        function = functions[choice.name]
+        place = [tool.function for tool in tools].index(function)
+        text = json.dumps(function.schema_of_arguments)
+        return OneCall(choice.name), Constraint("json_schema", text, f"tools.{place}.function.parameters")
     if not functions:
         raise BadRequestError("demands a call, and there are no tools", field="tool_choice")
     calls = [_schema_of_call(name, function.schema_of_arguments) for name, function in functions.items()]
     listed = {"type": "array", "minItems": 1, "items": {"anyOf": calls}, **({} if parallel else {"maxItems": 1})}
-    return SomeCalls(frozenset(functions)), Constraint("json_schema", json.dumps(listed))
+    return SomeCalls(frozenset(functions)), Constraint("json_schema", json.dumps(listed), "tools")
 
 
 def _schema_of_call(name: str, arguments: dict[str, Any]) -> dict[str, Any]:

@@ -42,16 +42,21 @@ async def finish(
     outcome: Result | MintError,
 ) -> None:
     """Write the result down, then wake whoever waits for it."""
+    if isinstance(outcome, MintError):
+        await fail(services, operation, outcome)
+        return
     try:
-        if isinstance(outcome, MintError):
-            raise outcome
         completion = await _complete(services, kind, operation, request, outcome)
         used = measured(command, outcome)
         await _write(services, operation, Status.DONE, accounted(operation, completion, used))
-        for use in used.keys() & TOKENS:
-            services.metrics.tokens(use, used[use])
     except MintError as error:
         await fail(services, operation, error)
+    except Exception:  # a fault of ours: without a result, the client would wait for ever
+        logger.exception("operation %s could not be finished", operation.request_id)
+        await fail(services, operation, MintError("an error of the server; its log says more"))
+    else:
+        for use in used.keys() & TOKENS:
+            services.metrics.tokens(use, used[use])
 
 
 async def fail(services: Services, operation: Operation, error: MintError) -> None:

@@ -77,14 +77,9 @@ class AsyncSample(Kind[SampleRequest]):
         prompt = _prompt(request)
         check_token_ids(prompt, model, "prompt")
         params = _params(request.sampling_params, model, len(prompt), operation.request_id)
+        drawn = request.num_samples * params.max_tokens
         _limit("num_samples", request.num_samples, params.max_tokens, "max_tokens", MAX_TOKENS)
-        _limit(
-            "topk_sample_logprobs",
-            request.topk_sample_logprobs,
-            request.num_samples * params.max_tokens,
-            "tokens",
-            MAX_TOKENS,
-        )
+        _limit("topk_sample_logprobs", request.topk_sample_logprobs, drawn, "tokens", MAX_TOKENS)
         return Sample(
             revision=_revision(catalog, operation.facts["directory"]),
             prompt=prompt,
@@ -196,8 +191,7 @@ def _params(params: requests.SamplingParams, model: ModelInfo, prompt: int, requ
     max_tokens = params.max_tokens if params.max_tokens is not None else room
     if room < 1 or max_tokens > room:
         raise BadRequestError(
-            f"prompt of {prompt} tokens and max_tokens {max_tokens} are more than {model.name} can hold here, "
-            f"{model.max_sample_length} tokens",
+            f"{model.capacity}; the prompt has {prompt}, and max_tokens is {max_tokens}",
             field="sampling_params.max_tokens" if room >= 1 else "prompt",
         )
     ids, texts = _stops(params.stop, model)

@@ -183,6 +183,7 @@ def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R
     services.results.expect(operation)
     what = operation.request_id, operation.seq_id, operation.facts["model"]
     if isinstance(command, Sample):
-        services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.session_id))
+        services.presence.beat(operation.client)
+        services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.client))
     else:
         services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))

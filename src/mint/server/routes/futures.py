@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import math
 from typing import Any
 
@@ -14,6 +13,7 @@ from mint.dispatch.sample_queue import Wait
 from mint.errors import GoneError
 from mint.server import access
 from mint.server.dependencies import Poller, Ready
+from mint.server.large_json import encode
 from mint.server.operations.cancel import cancel
 from mint.store import journal
 from mint.store.schema import Operation, Status
@@ -22,6 +22,9 @@ from mint.wire.requests import CancelFutureRequest, RetrieveFutureRequest
 from mint.wire.samples import sample_as_json
 
 router = APIRouter(tags=["futures"])
+
+LARGE_RESULT = 64 << 10
+"""Bytes of protobuf; to write as much in JSON takes some ten milliseconds."""
 
 
 @router.post("/cancel_future", status_code=204)
@@ -42,7 +45,7 @@ async def retrieve_future(request: RetrieveFutureRequest, http: Request, service
     if found is None:
         raise GoneError(f"{request_id} is unknown or has expired", field="request_id")
     access.owned(found, owner, "request_id", request_id)
-    services.presence.beat(found.session_id)
+    services.presence.beat(found.client)
     if found.status == Status.PENDING and services.results.find(request_id) is None:
         # the journal has it, and this process does not work on it; asked at once, the client would ask again at once
         await asyncio.sleep(services.config.long_poll_seconds)
@@ -52,7 +55,7 @@ async def retrieve_future(request: RetrieveFutureRequest, http: Request, service
         found = await services.results.wait(request_id, services.config.long_poll_seconds) or found
     if found.status == Status.PENDING:
         return JSONResponse(_queue_state(services.samples.wait(request_id)), 408)
-    return _answer(found, http.headers.get("accept", ""))
+    return await _answer(found, http.headers.get("accept", ""))
 
 
 def _queue_state(wait: Wait | None) -> dict[str, Any]:
@@ -67,12 +70,19 @@ def _queue_state(wait: Wait | None) -> dict[str, Any]:
     return {**answer, "queue_state_reason": reason}
 
 
-def _answer(operation: Operation, accept: str) -> Response:
+async def _answer(operation: Operation, accept: str) -> Response:
     """The stored result, in protobuf where the client reads that, in JSON otherwise."""
     assert operation.result is not None
     if operation.result_type != PROTOBUF:
         return Response(operation.result, media_type=JSON)
     if PROTOBUF in accept:
         return Response(operation.result, media_type=PROTOBUF)
+    large = len(operation.result) > LARGE_RESULT
+    text = await asyncio.to_thread(_as_json, operation) if large else _as_json(operation)
+    return Response(text, media_type=JSON)
+
+
+def _as_json(operation: Operation) -> str:
+    assert operation.result is not None
     as_json = sample_as_json if operation.kind == "sample" else pass_output_as_json
-    return Response(json.dumps(as_json(operation.result)), media_type=JSON)
+    return encode(as_json(operation.result))
