@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 SLAB_BYTES = 32 << 20
-"""Of a piece of memory, unless a single buffer is larger. No more than this is taken in advance for each size."""
+"""Of a piece of memory, of which weights have one and gradients another. No more is taken in advance for each size."""
 
 SLAB_BUFFERS = 16
 
