@@ -121,7 +121,8 @@ def questions(rows: int) -> dict[str, Callable[[Connection], object]]:
     pick = random.Random(0).randrange
     mine = rows // len(OWNERS)
     page = partial(listings.checkpoints_of_owner, owner=OWNERS[0])
-    searched = SessionFilter(OWNERS[0], display_name="trial", statuses=[StatusFilter("active")])
+    recently = time.time() - 300
+    searched = SessionFilter(OWNERS[0], recently, display_name="trial", statuses=[StatusFilter("active")])
     return {
         "list: first page of 100": partial(page, window=Window(100, 0)),
         "list: a page in the middle": partial(page, window=Window(100, mine // 2)),
@@ -130,7 +131,7 @@ def questions(rows: int) -> dict[str, Callable[[Connection], object]]:
         "list: 20 training runs": partial(listings.runs_of_owner, owner=OWNERS[0], window=Window(20, 0)),
         "find: by path": lambda c: checkpoints.live(c, path_of(pick(rows))),
         "find: sessions by name": lambda c: search.search(c, searched, 50, None),
-        "may it be deleted": lambda c: checkpoints.reader(c, row(pick(rows)), ["load_weights"]),
+        "may it be deleted": lambda c: checkpoints.reader(c, row(pick(rows)), ["load_weights"], recently),
         f"expire: {EXPIRE_AT_ONCE} at once": partial(checkpoints.expire, limit=EXPIRE_AT_ONCE),
     }
 
@@ -202,8 +203,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=30)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    if arguments.rows < BATCH:
+        parser.error(f"--rows must be at least {BATCH}")
+    if arguments.rounds < 2:
+        parser.error("--rounds must be at least 2")
+    if arguments.rounds * EXPIRE_AT_ONCE > arguments.rows // EXPIRING_EVERY:
+        parser.error("--rounds: there are too few rows that expire")
     with tempfile.TemporaryDirectory() as folder:
-        result = measure(max(arguments.rows, BATCH), arguments.rounds, Path(folder))
+        result = measure(arguments.rows, arguments.rounds, Path(folder))
     show(result)
     text = json.dumps(result, indent=1)
     print(text)

@@ -18,7 +18,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
 from itertools import count
 from pathlib import Path
@@ -187,7 +187,7 @@ def run(model: str, dtype: DType | None, tokens: int) -> dict[str, Any]:
 
     has_cuda = torch.cuda.is_available()
     dtype = dtype or ("bfloat16" if has_cuda else "float32")
-    config = replace(EngineConfig(), device="cuda" if has_cuda else "cpu", dtype=dtype)
+    config = EngineConfig(device="cuda" if has_cuda else "cpu", dtype=dtype)
     folder = model_path() if model == NAME else model_folder(SMALL)
     engine = InProcess.load(folder, torch.get_num_threads(), config)
     return {

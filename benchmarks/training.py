@@ -20,6 +20,7 @@ import numpy as np
 
 from benchmarks.comparison import Comparison, Work
 from benchmarks.in_process import InProcess, grpo_group, random_data, useful_flops_per_token
+from benchmarks.limits import PRODUCT, product_rate
 from benchmarks.models import SMALL, TINY
 from benchmarks.suite import Bench, Cases, run_suite, vocab_size
 from mint.cli.private_server import private_server
@@ -29,8 +30,6 @@ RANK = 32
 DATUMS, LENGTH = 16, 256
 SHORTEST, LONGEST = 32, 448
 PROMPT, COMPLETION = 512, 64
-PRODUCT = 2048
-"""Rows and columns of the matrices that the machine's limit is measured with."""
 
 
 def num_tokens(data: tuple[Datum, ...]) -> int:
@@ -45,16 +44,14 @@ def machine(bench: Bench) -> Iterator[Comparison]:
     import torch
     from transformers import AutoConfig
 
-    a, b, out = (torch.randn(PRODUCT, PRODUCT) for _ in range(3))
     flops = useful_flops_per_token(AutoConfig.from_pretrained(bench.small_folder), RANK) * DATUMS * LENGTH
     command = ForwardBackward("machine", even_data(), "cross_entropy")
     bench.small.create(RANK, "machine")
-    gigaflops = 2 * PRODUCT**3 / 1e9
-    product = Work(gigaflops, lambda: torch.mm(a, b, out=out), repeats=5)
-    notes = {}
+    product, notes = product_rate(), {}
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         onednn = torch.ops.mkldnn._linear_pointwise.default
-        notes["oneDNN's product"] = Work(gigaflops, lambda: onednn(a, b, None, "none", [], ""), repeats=5)
+        a, b = (torch.randn(PRODUCT, PRODUCT) for _ in range(2))
+        notes["oneDNN's product"] = Work(product.amount, lambda: onednn(a, b, None, "none", [], ""), repeats=5)
     ours = Work(flops / 1e9, lambda: bench.small.loss(command))
     yield Comparison(f"machine: {DATUMS}×{LENGTH}", "GFLOP/s", ours, product, 0.78, notes)
     bench.small.unload("machine")

@@ -11,6 +11,10 @@ MAX_TEXT, MAX_FIELD = 2000, 200
 """Characters of an error and of the field it names: both may quote what a client sent, however long that is."""
 
 
+SERVER_FAULT = "an error of the server; its log says more"
+"""What is told of an exception that nobody raised on purpose."""
+
+
 def shortened(text: str, limit: int = MAX_TEXT) -> str:
     """At most `limit` characters: a longer text keeps its beginning and its end, which often says what is allowed."""
     kept = limit // 2 - 1

@@ -12,7 +12,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from mint.dispatch.streams import RunStream
-from mint.engine.core import Command, OptimStep, Stepped, UnloadRun
+from mint.engine.core import Command, Stepped, UnloadRun
 from mint.errors import BadRequestError, MintError, NotFoundError
 
 from .fakes import MODEL, FakeClock, FakeFleet, FakeJournal, settle, step, work_off
@@ -276,9 +276,6 @@ def test_an_open_operation_is_not_blamed_for_a_death_before_its_turn() -> None:
 
 
 def test_a_failed_operation_is_not_replayed() -> None:
-    class Failing(OptimStep):
-        pass
-
     async def scene() -> None:
         world = World()
         world.fleet.start()

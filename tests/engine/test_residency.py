@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mint.engine.core import Command, CreateRun, OptimStep, Passed, SaveState, UnloadRun
+from mint.engine.failures import LostRunError
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.pool import SLAB_BUFFERS
-from mint.engine.residency import LostRunError
 from mint.errors import MintError, NotFoundError
 from tests.engine.conftest import EngineDriver, make_driver, shape
 from tests.engine.support import LARGE_STEPS, assert_same_pass, policy_pass

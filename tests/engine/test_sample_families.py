@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 from mint.engine.core import Sample, Sampled, SamplingParams
 from mint.tiny import model_path
 from tests.engine.conftest import make_driver
-from tests.engine.sampling_support import assert_all_free, assert_same, generated
+from tests.engine.sampling_support import assert_all_free, assert_same, generated, noting_preemptions
 from tests.engine.test_families import FAMILIES
 
 SIZE = 4
@@ -74,9 +74,11 @@ def test_memory_of_any_size_gives_the_same_samples(folder: Path) -> None:
     ]
     large = make_driver(folder)
     small = make_driver(folder, kv_block_size=SIZE, kv_cache_bytes=15 * SIZE * TOKEN_BYTES, max_batch_tokens=12)
+    preempted = noting_preemptions(small)
     expected = [large.one(command) for command in commands]
     for ours, theirs in zip(small.together(commands), expected, strict=True):
         assert_same(ours, theirs)
+    assert preempted
     for ours, theirs in zip(large.together(commands), expected, strict=True):
         assert_same(ours, theirs)
     assert_all_free(small)

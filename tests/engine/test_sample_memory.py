@@ -10,7 +10,14 @@ import pytest
 from mint.engine.core import PromptQuery, Sampled
 from mint.errors import BadRequestError
 from tests.engine.conftest import make_driver, shape
-from tests.engine.sampling_support import TOKEN_BYTES, Sampling, assert_all_free, assert_same, make_prompt
+from tests.engine.sampling_support import (
+    TOKEN_BYTES,
+    Sampling,
+    assert_all_free,
+    assert_same,
+    counting_tokens,
+    make_prompt,
+)
 from tests.engine.support import export, trainable, trained_run
 
 pytestmark = pytest.mark.usefixtures("nothing_leaks")
@@ -36,7 +43,11 @@ def test_few_decode_places_and_small_prefills(sampling: Sampling, qwen_dir: Path
     narrow = make_driver(qwen_dir, max_decode_batch=3, max_batch_tokens=16)
     commands = [sampling.command("a", make_prompt(i, 5 + i), 4, max_tokens=3 + i) for i in range(6)]
     expected = sampling.driver.together(commands)
-    for ours, theirs in zip(narrow.together(commands), expected, strict=True):
+    with counting_tokens(narrow) as counts:
+        answers = narrow.together(commands)
+    # samples that decode are not counted as tokens of prompts
+    assert max(counts) <= 16 + 3
+    for ours, theirs in zip(answers, expected, strict=True):
         assert_same(ours, theirs)
     assert_all_free(narrow)
 

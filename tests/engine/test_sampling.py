@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 
 from mint.engine.blocks import BlockPool
 from mint.engine.core import CreateRun, OptimStep
+from mint.engine.sampling import BUCKET, exponentials
 from mint.errors import MintError
+from mint.models.attention import PackedCausal
 from tests.engine.conftest import make_driver, shape
 from tests.engine.sampling_support import BOUND, Sampling, assert_all_free, assert_same, generated, make_prompt
 from tests.engine.support import LARGE_STEPS, policy_pass, trainable
@@ -179,3 +181,20 @@ def test_a_request_that_breaks_a_step_fails_alone(
     assert "no memory" in str(answers[2])
     for place in (0, 1, 3):
         assert_same(answers[place], expected[place])
+
+
+def test_tokens_are_those_that_the_noise_selects(sampling: Sampling) -> None:
+    """Noise of (seed, sample, place in the sample), and nothing else: not the prompt, not the batch."""
+    prompt, model = make_prompt(12, 20), sampling.driver.engine._generator._model
+    command = sampling.command("base", prompt, 2, max_tokens=6, seed=99)
+    for index, sequence in enumerate(sampling.driver.one(command).sequences):
+        tokens = torch.from_numpy(np.concatenate([prompt, sequence.tokens]).astype(np.int64))
+        with torch.no_grad():
+            hidden = model.hidden_states(tokens, torch.arange(len(tokens)), PackedCausal([len(tokens)]), [])
+            logits = model.head.logits(hidden, [])[len(prompt) - 1 : -1]
+        probabilities = logits.double().softmax(dim=1).numpy().reshape(6, -1, BUCKET)
+        buckets = exponentials([99] * 6, [index] * 6, list(range(6)), 0, probabilities.shape[1])
+        within = exponentials([99] * 6, [index] * 6, list(range(6)), 1, BUCKET)
+        for place, token in enumerate(sequence.tokens.tolist()):
+            bucket = int(np.argmax(probabilities[place].sum(axis=1) / buckets[place]))
+            assert token == bucket * BUCKET + int(np.argmax(probabilities[place, bucket] / within[place]))

@@ -22,6 +22,7 @@ from tests.engine.sampling_support import (
     assert_all_free,
     assert_same,
     make_prompt,
+    noting_preemptions,
 )
 from tests.engine.support import export, trainable, trained_run
 from tests.engine.test_draw import reference_distribution
@@ -109,6 +110,7 @@ def test_progress_comes_with_every_token(sampling: Sampling) -> None:
 
 def test_progress_under_preemption_tells_nothing_twice(sampling: Sampling, qwen_dir: Path) -> None:
     driver = make_driver(qwen_dir, kv_block_size=4, kv_cache_bytes=14 * 4 * TOKEN_BYTES)
+    preempted = noting_preemptions(driver)
     steps = Steps(driver)
     commands = [
         sampling.command("a", make_prompt(i, 10), 3, max_tokens=30, stream=True, top_logprobs=2) for i in range(3)
@@ -116,6 +118,7 @@ def test_progress_under_preemption_tells_nothing_twice(sampling: Sampling, qwen_
     for number, command in enumerate(commands):
         steps.submit(number, command)
     answers = steps.finish()
+    assert preempted
     for number, command in enumerate(commands):
         assert_adds_up(steps.progress[number], answers[number])
         assert_same(answers[number], sampling.driver.one(command))

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
+from mint.server import services
 from mint.server.auth import digest_of, own_tenant
-from mint.store import search
 
 from .inprocess import MODEL, Api, Serve, play
 from .test_checkpoints import saved
@@ -205,8 +205,8 @@ def test_search(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
             assert await found(statuses=[ended]) == ["second", "first"]
             assert await found(statuses=[{**ended, "reasons": ["errored"]}, {"type": "active"}]) == ["third", "first"]
             assert await found(statuses=[{"type": "failed"}, {"type": "cancelled"}]) == []
-            later = search.time() + 301
-            monkeypatch.setattr(search, "time", lambda: later)
+            later = services.time() + 301
+            monkeypatch.setattr(services, "time", lambda: later)
             assert await found(statuses=[{"type": "active"}]) == []
             assert await found() == ["third", "second", "first"]
 

@@ -17,6 +17,7 @@ from .rows import checkpoint, insert_run, operation, run, sampler, session
 
 PATH = "tinker://s:train:0/weights/a"
 REPLAYED = {"load_weights"}
+RECENTLY = time() - 300
 LONG_AGO = time() - 2 * checkpoints.ABANDONED_SECONDS
 
 
@@ -105,7 +106,7 @@ def test_a_folder_that_is_read_stays_until_it_is_not(transact: Transact[Any], wh
     }
     name, read = readers[who]
     transact(read)
-    reader = partial(checkpoints.reader, checkpoint=checkpoint(), replayed=REPLAYED)
+    reader = partial(checkpoints.reader, checkpoint=checkpoint(), replayed=REPLAYED, heard_since=RECENTLY)
     assert transact(reader) == f"{who} {name}"
     assert transact(partial(reader, checkpoint=checkpoint(owner="another"))) is None
     assert transact(partial(reader, checkpoint=checkpoint(directory="another"))) is None
@@ -124,18 +125,20 @@ def test_what_is_not_run_again_does_not_keep_a_folder(transact: Transact[Any]) -
     transact(lambda c: repository.touch_session(c, "s"))
     transact(lambda c: journal.insert(c, operation(directory="c1", kind="sample", status=Status.DONE)))
     transact(lambda c: journal.insert(c, operation(request_id="r2", seq_id=2, kind="load_weights")))
-    assert transact(partial(checkpoints.reader, checkpoint=checkpoint(), replayed=REPLAYED)) is None
+    assert (
+        transact(partial(checkpoints.reader, checkpoint=checkpoint(), replayed=REPLAYED, heard_since=RECENTLY)) is None
+    )
 
 
 def test_a_silent_client_does_not_refuse_and_an_abandoned_one_does_not_keep(transact: Transact[Any]) -> None:
-    silent = time() - 2 * checkpoints.LIVE_SECONDS
+    silent = time() - 600
     for name, last_heartbeat in {"silent": silent, "abandoned": LONG_AGO}.items():
         transact(lambda c, n=name, h=last_heartbeat: repository.insert(c, session(session_id=n, last_heartbeat=h)))
         mine = sampler(sampler_id=name, session_id=name, directory=name, model_path=PATH)
         transact(lambda c, mine=mine: repository.insert(c, mine))
         row = checkpoint(checkpoint_id=name, directory=name, path=f"{PATH}-{name}")
         transact(lambda c, row=row: checkpoints.put(c, row))
-        assert transact(partial(checkpoints.reader, checkpoint=row, replayed=REPLAYED)) is None
+        assert transact(partial(checkpoints.reader, checkpoint=row, replayed=REPLAYED, heard_since=RECENTLY)) is None
         transact(lambda c, row=row: checkpoints.remove(c, row))
     assert deletable(transact) == ["abandoned"]
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+LONGEST_DAYS = 3650
+
 app = typer.Typer(help="Make, list and revoke the keys of a server.", no_args_is_help=True)
 out = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -155,7 +157,10 @@ def _seconds(text: str) -> int:
     match = DURATION.fullmatch(text)
     if match is None:
         _stop("--expires must read like 30m, 12h, 90d or 4w")
-    return int(match[1]) * SECONDS[match[2]]
+    seconds = int(match[1]) * SECONDS[match[2]]
+    if seconds > LONGEST_DAYS * SECONDS["d"]:
+        _stop(f"--expires may be ten years ({LONGEST_DAYS}d) at most")
+    return seconds
 
 
 def _limits(key: Key) -> dict[str, float | None]:

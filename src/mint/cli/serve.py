@@ -84,26 +84,25 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     log_format: Annotated[LogFormat, typer.Option(help="Lines for people, or JSON.")] = LogFormat.TEXT,
 ) -> None:
     """Serve base models: train and sample LoRA adapters on them over HTTP."""
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
     from mint.server.auth import given_key  # noqa: PLC0415
 
     console.quiet = quiet
     configure(log_level.upper(), log_format)
     folder = data_dir.expanduser().resolve()
     keys = tuple(api_key or ())
-    if not keys and not _is_loopback(host) and not _has_keys(folder):
-        _stop(
-            f"{host} can be reached from other machines: give a key with --api-key, make one with `mint keys create`, "
-            "or listen on 127.0.0.1"
-        )
     try:
+        if not keys and not _is_loopback(host):
+            _check_reachable(folder, host)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = _lock(folder)
         listener = _listen(host, port)
         made = (_local_key(folder),) if not keys and _is_loopback(host) else ()
         for key in keys:
             given_key(key)
-    except (OSError, MintError) as error:
-        _stop(str(error))
+    except (OSError, SQLAlchemyError, MintError) as error:
+        _stop(str(getattr(error, "orig", None) or error))
     config = ServerConfig(
         data_dir=folder,
         models=_sources(model or [NAME]),
@@ -189,6 +188,19 @@ def _lock(data_dir: Path) -> IO[str]:
         file.close()
         raise OSError(f"{data_dir} is in use by another `mint serve`; choose another with --data-dir") from None
     return file
+
+
+def _check_reachable(data_dir: Path, host: str) -> None:
+    """Whoever other machines can reach needs a key.
+
+    Raises:
+        MintError: `mint keys` has made none that is good now.
+    """
+    if not _has_keys(data_dir):
+        raise MintError(
+            f"{host} can be reached from other machines: give a key with --api-key, make one with `mint keys create`, "
+            "or listen on 127.0.0.1"
+        )
 
 
 def _has_keys(data_dir: Path) -> bool:

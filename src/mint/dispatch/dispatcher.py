@@ -7,10 +7,7 @@ from collections.abc import Coroutine
 from contextlib import suppress
 
 from mint.dispatch.fleet import Fleet
-from mint.dispatch.streams import Journal, RunStream, Ticket
-
-CLOSE_SECONDS = 5.0
-"""For the results that have come to be written when the server stops."""
+from mint.dispatch.streams import CLOSE_SECONDS, Journal, RunStream, Ticket
 
 
 class Dispatcher:

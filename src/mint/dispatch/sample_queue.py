@@ -17,17 +17,14 @@ from secrets import token_hex
 
 from mint.dispatch.fleet import Fleet
 from mint.dispatch.rate import Rate
-from mint.dispatch.streams import MAX_DEATHS, SUSPECT_DEATHS, Ticket, given_up
+from mint.dispatch.streams import CLOSE_SECONDS, MAX_DEATHS, SUSPECT_DEATHS, Ticket, given_up
 from mint.engine.core import OnProgress, Progress, Result, Sample, WorkerDiedError
-from mint.errors import BusyError, MintError, UnavailableError
+from mint.errors import SERVER_FAULT, BusyError, MintError, UnavailableError
 
 logger = logging.getLogger(__name__)
 
 LARGEST_SHARE = 16
 """Sequences of a request that count, or a quarter of the window where that is more."""
-
-CLOSE_SECONDS = 5.0
-"""For the results that have come to be written when the server stops."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,4 +267,4 @@ class SampleQueue:
             return error
         except Exception:
             logger.exception("sample %s failed on its way to the worker", ticket.request_id)
-            return MintError("an error of the server; its log says more")
+            return MintError(SERVER_FAULT)

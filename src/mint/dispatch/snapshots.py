@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Protocol
 
-from mint.engine.core import Command, OptimStep, Result, Snapshot, TrainStep, Worker, WorkerDiedError
+from mint.engine.core import Command, OptimStep, Result, Saved, Snapshot, TrainStep, Worker, WorkerDiedError
 from mint.errors import MintError
 
 logger = logging.getLogger(__name__)
@@ -62,9 +62,10 @@ class Snapshots:
     async def _commit(self, seq_id: int, folder: Path, answer: Awaitable[Result]) -> None:
         try:
             saved = await answer
+            assert isinstance(saved, Saved)
             # an operation that is in the snapshot and has no result would be executed twice
             await self._written()
-            await self._store.commit_snapshot(self._run_id, seq_id, folder, getattr(saved, "size_bytes", 0))
+            await self._store.commit_snapshot(self._run_id, seq_id, folder, saved.size_bytes)
         except WorkerDiedError:
             pass  # the next worker's will come
         except MintError as error:

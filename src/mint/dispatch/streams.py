@@ -19,6 +19,9 @@ from mint.errors import BadRequestError, MintError
 
 logger = logging.getLogger(__name__)
 
+CLOSE_SECONDS = 5.0
+"""For the results that have come to be written when the server stops."""
+
 READ_PAUSES = (0.1, 1.0, 5.0)
 """Seconds between tries to read a journal that does not answer."""
 

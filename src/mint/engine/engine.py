@@ -6,7 +6,6 @@ micro-batch, one optimizer step or file, or one token of every running sample, a
 
 from __future__ import annotations
 
-import logging
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -16,8 +15,6 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
-
-import torch
 
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter
@@ -38,6 +35,7 @@ from mint.engine.core import (
     ReverseKL,
     RunReady,
     Sample,
+    Saved,
     SaveState,
     Snapshot,
     Stepped,
@@ -47,19 +45,14 @@ from mint.engine.core import (
     UnloadRun,
 )
 from mint.engine.distillation import Distillation
+from mint.engine.failures import FATAL, refusal
 from mint.engine.files import write_folder
 from mint.engine.generator import Generator
-from mint.engine.residency import LostRunError
 from mint.engine.revisions import RevisionCache
 from mint.engine.scheduler import Passes, Scheduler, Single
 from mint.engine.trainer import PassExecution, Trainer
 from mint.errors import MintError, NotFoundError
 from mint.models.causal_lm import CausalLM
-
-logger = logging.getLogger(__name__)
-
-FATAL = (LostRunError, torch.AcceleratorError)
-"""After these the process is of no use: it ends, and the server has another compute again what it had."""
 
 Answer: TypeAlias = tuple[int, Result | Progress | MintError]
 
@@ -123,10 +116,7 @@ class Engine:
         except FATAL:
             raise
         except Exception as error:
-            if not isinstance(error, MintError):
-                logger.exception("a sample could not be queued")
-                error = MintError(f"the sample could not be queued: {error}")
-            return ((number, error),)
+            return ((number, refusal(error, "the sample")),)
         return ()
 
     def step(self) -> list[Answer]:
@@ -224,10 +214,7 @@ class Engine:
         self, numbers: tuple[int, ...], passes: Sequence[ForwardBackward | ReverseKL], error: Exception
     ) -> Iterator[Answer]:
         if len(numbers) == 1:
-            if not isinstance(error, MintError):
-                logger.error("a pass failed by itself", exc_info=error)
-                error = MintError(f"the pass failed in the engine: {error}")
-            yield from self._settle(numbers[0], error)
+            yield from self._settle(numbers[0], refusal(error, "the pass"))
             return
         for number, command in zip(numbers, passes, strict=True):
             assert isinstance(command, ForwardBackward), "a distillation runs alone"
@@ -240,30 +227,29 @@ class Engine:
             if work.number in self._first_halves:
                 return work.number, self._second_half(self._first_halves.pop(work.number), work.command)
             return work.number, self._execute(work.command)
-        except MintError as error:
-            return work.number, error
         except FATAL:
             raise
         except Exception as error:
-            name = type(work.command).__name__
-            logger.exception("%s failed", name)
-            return work.number, MintError(f"{name} failed in the engine: {error}")
+            return work.number, refusal(error, type(work.command).__name__)
 
     def _snapshot(self, number: int, command: Snapshot) -> Iterator[Answer]:
         """Copy the state now; write it, and answer, beside what comes next."""
         try:
             write = self._trainer.snapshot(command.run_id)
-        except MintError as error:
-            yield number, error
+        except FATAL:
+            raise
+        except Exception as error:
+            yield number, refusal(error, "the snapshot")
         else:
             self._files.submit(self._write_snapshot, number, command.directory, write)
 
     def _write_snapshot(self, number: int, directory: Path, write: Callable[[Path], None]) -> None:
+        answer: Saved | MintError
         try:
-            self._deliver((number, write_folder(directory, write)))
+            answer = write_folder(directory, write)
         except Exception as error:
-            logger.exception("a snapshot was not written")
-            self._deliver((number, MintError(f"the snapshot was not written: {error}")))
+            answer = MintError(f"the snapshot was not written: {refusal(error, 'writing it')}")
+        self._deliver((number, answer))
 
     def _second_half(self, first: Passed | MintError | None, command: TrainingCommand) -> Passed:
         """The optimizer step of a `TrainStep`, unless its pass has failed."""

@@ -6,7 +6,6 @@ every step.
 
 from __future__ import annotations
 
-import logging
 import math
 import traceback
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from mint.engine.adapters import Adapter
 from mint.engine.constraints import ConstraintCompiler, mask_logits
 from mint.engine.continuations import Continuation, Request
 from mint.engine.core import FloatArray, Int32Array, Progress, Sample, Sampled, StopReason
+from mint.engine.failures import FATAL, refusal
 from mint.engine.kv_cache import KVCache
 from mint.engine.packing import adapter_segments
 from mint.engine.paged_attention import PagedAttention
@@ -30,8 +30,6 @@ from mint.errors import BadRequestError, MintError
 from mint.models.causal_lm import CausalLM
 from mint.models.segments import StackCache
 from mint.models.threads import WIDE
-
-logger = logging.getLogger(__name__)
 
 Answer: TypeAlias = tuple[int, Sampled | Progress | MintError]
 
@@ -100,8 +98,8 @@ class Generator:
         work = self._schedule.next_work()
         try:
             drawing = self._advance(work)
-        except torch.AcceleratorError:
-            raise  # the device is lost to this process
+        except FATAL:
+            raise
         except Exception as error:
             traceback.clear_frames(error.__traceback__)  # they hold the batch's activations
             self._blame(work, error)
@@ -130,8 +128,7 @@ class Generator:
         if len(requests) > 1:
             self._schedule.suspect(requests)
             return
-        logger.error("a sample failed by itself", exc_info=error)
-        requests[0].error = error if isinstance(error, MintError) else MintError(f"the sample failed: {error}")
+        requests[0].error = refusal(error, "the sample")
 
     # --- the parts of a step --------------------------------------------------------------------------------
 

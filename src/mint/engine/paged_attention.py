@@ -49,7 +49,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Common:
-    """Rows of the batch, and full blocks that all of them see all of."""
+    """Rows of the single tokens, or of the pieces, and full blocks that all of them see all of."""
 
     rows: slice
     blocks: Sequence[int]
@@ -92,7 +92,7 @@ class PagedAttention:
         self._pieces = chunks[len(self._singles) :]
         assert not any(piece.is_single for piece in self._pieces), "single tokens come first"
         self._causal = PackedCausal([piece.stop - piece.start for piece in self._pieces])
-        self._piece_rows = list(_rows_of(self._pieces, len(self._singles)))
+        self._piece_rows = list(_rows_of(self._pieces))
         self._contexts = [common for common in self._contexts_of_pieces() if common.blocks]
         self._slots = torch.from_numpy(np.concatenate([self._slots_of(chunk) for chunk in chunks])).to(device)
         self._layouts: dict[int | None, Layout] = {}
@@ -183,18 +183,15 @@ class PagedAttention:
             return self._attend_in_window(layer, block, how.scale, window)
         own = self._causal.forward(block, how)
         answer = Answer(own.out.float(), own.lse)
-        offset = len(self._singles)
         for context in self._contexts:
-            rows = slice(context.rows.start - offset, context.rows.stop - offset)
-            self._merge_common(layer, Common(rows, context.blocks), block.query, answer, how)
+            self._merge_common(layer, context, block.query, answer, how)
         return answer.out.to(block.query.dtype)
 
     def _attend_in_window(self, layer: int, block: Block, scale: float, window: int) -> Tensor:
         """Piece by piece, with a mask: what is stored has left the window of some of its tokens."""
-        size, offset = self._cache.block_size, len(self._singles)
+        size = self._cache.block_size
         out = torch.empty_like(block.query)
-        for piece, place in zip(self._pieces, self._piece_rows, strict=True):
-            rows = slice(place.start - offset, place.stop - offset)
+        for piece, rows in zip(self._pieces, self._piece_rows, strict=True):
             first = max(0, piece.start - window) // size
             key, value = self._cache.read(layer, self._tensor([piece.blocks[first : -(-piece.stop // size)]]))
             position = torch.arange(piece.start, piece.stop, device=self._device)
@@ -222,7 +219,9 @@ class PagedAttention:
         return torch.tensor(numbers, device=self._device)
 
 
-def _rows_of(pieces: Sequence[Chunk], start: int) -> Iterator[slice]:
+def _rows_of(pieces: Sequence[Chunk]) -> Iterator[slice]:
+    """Where each lies among the pieces."""
+    start = 0
     for piece in pieces:
         stop = start + piece.stop - piece.start
         yield slice(start, stop)

@@ -15,12 +15,9 @@ from itertools import count
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from mint.engine.failures import LostRunError
 from mint.engine.optimizer import TrainableAdapter
 from mint.errors import NotFoundError
-
-
-class LostRunError(Exception):
-    """The state of a run is gone, or half changed: the worker has to end, so that all of it is computed again."""
 
 
 class Residents:

@@ -20,13 +20,14 @@ from mint.engine.adapters import Adapter, save_adapter
 from mint.engine.core import AdamParams, FloatArray, ForwardBackward, LoraShape, Passed, ReverseKL
 from mint.engine.corrections import batch_scale
 from mint.engine.distillation import Distillation
+from mint.engine.failures import LostRunError
 from mint.engine.loads import check_pass_work, loss_load
 from mint.engine.loss_parts import Item, Survey, Tally
 from mint.engine.loss_refusals import overflow
 from mint.engine.objective import BatchObjective, combined
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, micro_batches, pack_shared
-from mint.engine.residency import LostRunError, Residents
+from mint.engine.residency import Residents
 from mint.errors import MintError
 from mint.models.causal_lm import CausalLM
 

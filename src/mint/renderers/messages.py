@@ -21,7 +21,7 @@ from tinker_cookbook.renderers import (
     get_text_content,
 )
 
-from mint.renderers.chat_template import THINKING_MARKERS, ChatTemplate
+from mint.renderers.chat_template import REASONING_FIELDS, THINKING_MARKERS, ChatTemplate
 from mint.renderers.responses import Response
 
 TOOL_DECLARE = "tool_declare"
@@ -168,7 +168,7 @@ def declared_response(tokenizer: Any, text: str, opening: str) -> Response:
         parsed = tokenizer.parse_response(text, prefix=opening)
     except ValueError:
         return Response(text=text)
-    thinking = next((parsed[key] for key in ("reasoning_content", "thinking", "reasoning") if parsed.get(key)), "")
+    thinking = next((parsed[key] for key in REASONING_FIELDS if parsed.get(key)), "")
     calls = [_declared_call(call.get("function", call)) for call in parsed.get("tool_calls") or []]
     return Response(thinking, parsed.get("content") or "", calls)
 

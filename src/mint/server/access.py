@@ -28,13 +28,18 @@ def owned(found: Owned | None, owner: str, field: str, name: str) -> Owned:
     return found
 
 
+def any_session(connection: Connection, session_id: str, owner: str) -> Session:
+    """A session, also after its end."""
+    return owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
+
+
 def session(connection: Connection, session_id: str, owner: str) -> Session:
     """A session that is still open.
 
     Raises:
         GoneError: it has been finished.
     """
-    found = owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
+    found = any_session(connection, session_id, owner)
     if found.finished_at is not None:
         raise GoneError(f"session {session_id} was finished ({found.finish_reason})", field="session_id")
     return found

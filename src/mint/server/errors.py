@@ -14,7 +14,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 from typing_extensions import override
 
-from mint.errors import MAX_FIELD, AuthenticationError, BadRequestError, MintError, PermissionDeniedError, shortened
+from mint.errors import (
+    MAX_FIELD,
+    SERVER_FAULT,
+    AuthenticationError,
+    BadRequestError,
+    MintError,
+    PermissionDeniedError,
+    shortened,
+)
 from mint.server.services import Services
 from mint.store import audit
 from mint.store.keys import Key
@@ -83,11 +91,17 @@ async def _no_unicode(request: Request, _error: Exception) -> ErrorResponse:
     return await _mint_error(request, BadRequestError("has text that is no Unicode: a lone surrogate", field="body"))
 
 
+def first_problem(error: RequestValidationError) -> tuple[dict[str, Any], str]:
+    """What pydantic says of the first fault, and the path of the field; that is empty where it is the body."""
+    first: dict[str, Any] = error.errors()[0]
+    parts = [] if first["type"] == "json_invalid" else [str(part) for part in first["loc"] if part != "body"]
+    return first, ".".join(parts)
+
+
 async def _validation_error(_request: Request, error: Exception) -> ErrorResponse:
     assert isinstance(error, RequestValidationError)
-    first = error.errors()[0]
-    parts = [] if first["type"] == "json_invalid" else [str(part) for part in first["loc"] if part != "body"]
-    field = shortened(".".join(parts), MAX_FIELD) or "body"
+    first, field = first_problem(error)
+    field = shortened(field, MAX_FIELD) or "body"
     detail = shortened(f"{field}: {first['msg']}")
     return ErrorResponse({"detail": detail, "type": "InvalidBodyError", "field": field}, 422)
 
@@ -99,4 +113,4 @@ async def _http_error(_request: Request, error: Exception) -> ErrorResponse:
 
 async def _unexpected(request: Request, error: Exception) -> ErrorResponse:
     logger.error("%s %s failed", request.method, request.url.path, exc_info=error)
-    return ErrorResponse({"detail": "an error of the server; its log says more"}, 500)
+    return ErrorResponse({"detail": SERVER_FAULT}, 500)

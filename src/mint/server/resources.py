@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mint.store.listings import Page, RunView, Window
-from mint.store.schema import Checkpoint, Session
-from mint.store.search import SessionView, is_live
+from mint.store.schema import Checkpoint
+from mint.store.search import SessionView
 from mint.wire.paths import CheckpointPath
 
 DEFAULT_PROJECT = "default"
@@ -65,7 +65,7 @@ def session_summary(view: SessionView) -> dict[str, Any]:
         "created_at": timestamp(session.created_at),
         "owner": session.owner,
         "project_id": session.project_id,
-        "status": _status(session),
+        "status": _status(view),
         "checkpoints_count": view.checkpoints_count,
         "checkpoint_storage_bytes": view.size_bytes,
         "display_name": session.display_name,
@@ -73,9 +73,10 @@ def session_summary(view: SessionView) -> dict[str, Any]:
     }
 
 
-def _status(session: Session) -> dict[str, Any] | None:
+def _status(view: SessionView) -> dict[str, Any] | None:
     """None for a session that has neither ended nor been heard of lately."""
+    session = view.session
     if session.finished_at is not None:
         reason = {"type": session.finish_reason}
         return {"type": "client_finished", "reason": reason, "detail": session.finish_detail}
-    return {"type": "active"} if is_live(session) else None
+    return {"type": "active"} if view.is_live else None

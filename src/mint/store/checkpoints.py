@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from time import time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, delete, exists, or_, select, union_all, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, exists, or_, select, union_all, update
 
 from mint.store import repository
 from mint.store.schema import (
@@ -20,6 +20,7 @@ from mint.store.schema import (
     checkpoints,
     discarded,
     expiring,
+    heard_of,
     operations,
     runs,
     samplers,
@@ -28,8 +29,6 @@ from mint.store.schema import (
 
 ABANDONED_SECONDS = 24 * 3600.0
 """Samplers of a client that has been silent for so long do not keep their checkpoints; a laptop may sleep overnight."""
-LIVE_SECONDS = 300.0
-"""A client that lives has sent a heartbeat in that time; it sends one every ten seconds."""
 
 
 def unexpired() -> ColumnElement[bool]:
@@ -83,14 +82,15 @@ def change(connection: Connection, checkpoint: Checkpoint, **values: object) -> 
 # --- who reads a folder -------------------------------------------------------------------------------------
 
 
-def reader(connection: Connection, checkpoint: Checkpoint, replayed: Collection[str]) -> str | None:
+def reader(connection: Connection, checkpoint: Checkpoint, replayed: Collection[str], heard_since: float) -> str | None:
     """What of its owner's is reading a checkpoint's folder at this time, in words; None if nothing is.
 
     Args:
         replayed: kinds of operations that recovery runs again.
+        heard_since: a session that was not heard of since then reads nothing.
     """
     of_samplers, of_operations, of_runs = _readers(replayed)
-    alive = and_(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat > time() - LIVE_SECONDS)
+    alive = heard_of(heard_since)
     of_folder, owner = checkpoint.directory, checkpoint.owner
     for words, query in (
         ("sampler", of_samplers.where(samplers.c.directory == of_folder, samplers.c.owner == owner, alive)),

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, select
 
-from mint.store.schema import Status, checkpoints, operations, runs, sessions
+from mint.store.schema import Status, checkpoints, heard_of, operations, runs, sessions
 
 
 def live_runs(connection: Connection, owner: str | None, heard_since: float) -> int:
     """Runs of sessions that are open and were heard of since then; of all owners for None. Held copies are not live."""
     query = select(func.count()).select_from(runs.join(sessions)).where(runs.c.copied.is_(False))
-    query = query.where(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat >= heard_since)
+    query = query.where(heard_of(heard_since))
     return int(connection.execute(query if owner is None else query.where(runs.c.owner == owner)).scalar_one())
 
 
 def open_sessions(connection: Connection, heard_since: float) -> int:
     """Sessions that are open and were heard of since then."""
     query = select(func.count()).select_from(sessions)
-    query = query.where(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat >= heard_since)
+    query = query.where(heard_of(heard_since))
     return int(connection.execute(query).scalar_one())
 
 

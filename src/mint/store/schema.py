@@ -21,6 +21,7 @@ from sqlalchemy import (
     String,
     Table,
     UniqueConstraint,
+    and_,
     false,
     true,
 )
@@ -183,6 +184,11 @@ checkpoints = Table(
 def _partial(name: str, where: ColumnElement[bool], *columns: str) -> Index:
     """An index of some of the checkpoints; a query that says `where` in the same words can use it."""
     return Index(name, *(checkpoints.c[column] for column in columns), sqlite_where=where, postgresql_where=where)
+
+
+def heard_of(since: float) -> ColumnElement[bool]:
+    """Whether a session is open and its client was heard of since then, in Unix seconds."""
+    return and_(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat >= since)
 
 
 named = checkpoints.c.path.is_not(None)

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from time import time
 
 from sqlalchemy import ColumnElement, Connection, and_, false, func, or_, select, tuple_
 
-from mint.store.checkpoints import LIVE_SECONDS, unexpired
-from mint.store.schema import Session, checkpoints, named, runs, sessions
+from mint.store.checkpoints import unexpired
+from mint.store.schema import Session, checkpoints, heard_of, named, runs, sessions
 
 
 @dataclass(frozen=True)
@@ -25,10 +24,11 @@ class SessionFilter:
     """What sessions are looked for; None matches all.
 
     A session matches `session_id` or `display_name` where both are given. Each word of `display_name` is somewhere in
-    the session's, in either case.
+    the session's, in either case. Active are those that were heard of since `heard_since`, in Unix seconds.
     """
 
     owner: str
+    heard_since: float
     session_id: str | None = None
     display_name: str | None = None
     project_ids: Sequence[str] | None = None
@@ -38,16 +38,12 @@ class SessionFilter:
 
 @dataclass(frozen=True)
 class SessionView:
-    """A session, and what its runs have saved."""
+    """A session, what its runs have saved, and whether its client is known to be running."""
 
     session: Session
     checkpoints_count: int
     size_bytes: int
-
-
-def is_live(session: Session) -> bool:
-    """Whether its client is known to be running."""
-    return session.finished_at is None and session.last_heartbeat > time() - LIVE_SECONDS
+    is_live: bool
 
 
 def search(connection: Connection, wanted: SessionFilter, limit: int, after: Session | None) -> list[SessionView]:
@@ -58,7 +54,7 @@ def search(connection: Connection, wanted: SessionFilter, limit: int, after: Ses
         query = query.where(place < tuple_(after.created_at, after.session_id))
     query = query.order_by(sessions.c.created_at.desc(), sessions.c.session_id.desc())
     found = connection.execute(query.limit(limit)).all()
-    return [_view(connection, Session(**row._mapping)) for row in found]
+    return [_view(connection, Session(**row._mapping), wanted.heard_since) for row in found]
 
 
 def _conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
@@ -74,24 +70,26 @@ def _conditions(wanted: SessionFilter) -> list[ColumnElement[bool]]:
     if wanted.project_ids is not None:
         conditions.append(sessions.c.project_id.in_(wanted.project_ids))
     if wanted.statuses is not None:
-        conditions.append(or_(*map(_status, wanted.statuses)))
+        conditions.append(or_(*(_status(status, wanted.heard_since) for status in wanted.statuses)))
     metadata = sessions.c.user_metadata
     return conditions + [metadata[key].as_string() == value for key, value in wanted.user_metadata.items()]
 
 
-def _status(status: StatusFilter) -> ColumnElement[bool]:
+def _status(status: StatusFilter, heard_since: float) -> ColumnElement[bool]:
     if status.type == "active":
-        return and_(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat > time() - LIVE_SECONDS)
+        return heard_of(heard_since)
     if status.type == "client_finished":
         finished = sessions.c.finished_at.is_not(None)
         return finished if status.reasons is None else and_(finished, sessions.c.finish_reason.in_(status.reasons))
     return false()  # nothing here cancels or fails a session
 
 
-def _view(connection: Connection, session: Session) -> SessionView:
+def _view(connection: Connection, session: Session, heard_since: float) -> SessionView:
     query = (
         select(func.count(), func.coalesce(func.sum(checkpoints.c.size_bytes), 0))
         .join(runs, runs.c.run_id == checkpoints.c.run_id)
         .where(runs.c.session_id == session.session_id, named, unexpired())
     )
-    return SessionView(session, *connection.execute(query).one())
+    count, size = connection.execute(query).one()
+    is_live = session.finished_at is None and session.last_heartbeat >= heard_since
+    return SessionView(session, count, size, is_live)

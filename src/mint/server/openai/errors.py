@@ -12,7 +12,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from typing_extensions import override
 
-from mint.errors import BadRequestError, MintError
+from mint.errors import SERVER_FAULT, BadRequestError, MintError
 from mint.server import errors
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class OpenAIRoute(APIRoute):
                 refusal.status = error.status_code
             except Exception:
                 logger.exception("%s %s failed", request.method, request.url.path)
-                refusal = MintError("an error of the server; its log says more")
+                refusal = MintError(SERVER_FAULT)
             return await errors.refusal(request, refusal, error_body(refusal))
 
         return answer
@@ -82,9 +82,8 @@ def error_body(error: MintError) -> dict[str, Any]:
 
 
 def _invalid(error: RequestValidationError) -> BadRequestError:
-    first = error.errors()[0]
-    parts = [] if first["type"] == "json_invalid" else [str(part) for part in first["loc"] if part != "body"]
-    field = ".".join(parts) or None
+    first, path = errors.first_problem(error)
+    field = path or None
     if first["type"] == "extra_forbidden":
         return UnknownParameterError("is no parameter of this API", field=field)
     return BadRequestError(first["msg"], field=field)

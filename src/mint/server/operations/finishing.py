@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from mint.engine.core import Command, Result
-from mint.errors import MintError
+from mint.errors import SERVER_FAULT, MintError
 from mint.server.accounting import accounted, measured
 from mint.server.operations.kind import Completion, Kind
 from mint.server.services import Services
@@ -53,7 +53,7 @@ async def finish(
         await fail(services, operation, error)
     except Exception:  # a fault of ours: without a result, the client would wait for ever
         logger.exception("operation %s could not be finished", operation.request_id)
-        await fail(services, operation, MintError("an error of the server; its log says more"))
+        await fail(services, operation, MintError(SERVER_FAULT))
     else:
         for use in used.keys() & TOKENS:
             services.metrics.tokens(use, used[use])

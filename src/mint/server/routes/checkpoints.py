@@ -82,7 +82,7 @@ async def delete_checkpoint(run_id: str, segment: str, name: str, services: Read
 
     def delete(connection: Connection, found: Checkpoint) -> None:
         if not checkpoints.shared(connection, found):
-            reader = checkpoints.reader(connection, found, REPLAYED)
+            reader = checkpoints.reader(connection, found, REPLAYED, services.heard_since)
             if reader is not None:
                 raise InUseError(f"{found.path} is in use by {reader}", field="checkpoint_id")
         checkpoints.remove(connection, found)

@@ -24,7 +24,8 @@ async def search_sessions(request: SearchSessionsRequest, services: Ready, owner
     def find(connection: Connection) -> list[SessionView]:
         if request.owner.type == "user" and owner not in (request.owner.owner_urns or ()):
             return []
-        return search.search(connection, _filter(request, owner), request.limit + 1, _after(connection, request, owner))
+        wanted = _filter(request, owner, services.heard_since)
+        return search.search(connection, wanted, request.limit + 1, _after(connection, request, owner))
 
     found = await services.database.transaction(find)
     page = found[: request.limit]
@@ -35,10 +36,11 @@ async def search_sessions(request: SearchSessionsRequest, services: Ready, owner
     }
 
 
-def _filter(request: SearchSessionsRequest, owner: str) -> SessionFilter:
+def _filter(request: SearchSessionsRequest, owner: str, heard_since: float) -> SessionFilter:
     statuses = request.statuses
     return SessionFilter(
         owner=owner,
+        heard_since=heard_since,
         session_id=request.session_id,
         display_name=request.display_name,
         project_ids=request.project_ids,

@@ -61,7 +61,7 @@ async def finish_session(session_id: str, request: FinishSessionRequest, service
     """The client is done: its runs leave the engine, its samples and unnamed revisions go. The first reason stands."""
 
     def finish(connection: Connection) -> list[str]:
-        _known(connection, session_id, owner)
+        access.any_session(connection, session_id, owner)
         repository.finish_session(connection, session_id, request.reason.type, request.detail)
         return repository.run_ids_of_session(connection, session_id)
 
@@ -69,11 +69,6 @@ async def finish_session(session_id: str, request: FinishSessionRequest, service
         services.dispatcher.unload(run_id)
     await lifetimes.cancel_samples(services, session_id, f"session {session_id} was finished")
     return Response(status_code=204, background=BackgroundTask(end_revisions, services, session_id))
-
-
-def _known(connection: Connection, session_id: str, owner: str) -> Session:
-    """A session, also after its end."""
-    return access.owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
 
 
 @router.get("/sessions")
@@ -94,7 +89,7 @@ async def get_session(
     del access_scope
 
     def find(connection: Connection) -> dict[str, Any]:
-        session = _known(connection, session_id, owner)
+        session = access.any_session(connection, session_id, owner)
         return {
             "training_run_ids": repository.run_ids_of_session(connection, session_id),
             "sampler_ids": repository.sampler_ids_of_session(connection, session_id),
@@ -110,7 +105,7 @@ async def assign_project(session_id: str, request: ProjectRequest, services: Rea
     """Move a session, with its runs and checkpoints, to a project."""
 
     def assign(connection: Connection) -> None:
-        _known(connection, session_id, owner)
+        access.any_session(connection, session_id, owner)
         repository.assign_project(connection, session_id, request.project_id)
 
     await services.database.transaction(assign)

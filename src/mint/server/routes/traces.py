@@ -13,13 +13,12 @@ from time import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import Connection
 
 from mint.server import access
 from mint.server.dependencies import AnyTime, Owner, Ready
 from mint.store import journal, repository
 from mint.store.journal import Span
-from mint.store.schema import Session, Status
+from mint.store.schema import Status
 from mint.wire.passes import JSON
 
 router = APIRouter(tags=["sessions"])
@@ -29,10 +28,7 @@ router = APIRouter(tags=["sessions"])
 async def export_trace(session_id: str, http: Request, services: Ready, owner: Owner) -> dict[str, Any]:
     """A link to the timeline, which is drawn when it is fetched and needs no key for an hour."""
 
-    def find(connection: Connection) -> None:
-        access.owned(repository.find(connection, Session, session_id=session_id), owner, "session_id", session_id)
-
-    await services.database.transaction(find)
+    await services.database.transaction(lambda c: access.any_session(c, session_id, owner))
     url = http.url_for("download_trace", session_id=session_id)
     return {"status": "ready", "url": str(url.include_query_params(**services.signer.sign(session_id)))}
 
