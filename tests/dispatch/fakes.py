@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, defaultdict, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
@@ -358,3 +358,13 @@ async def work_off(fleet: FakeFleet) -> None:
         await settle()
     if fleet.current is not None and fleet.current.died.is_set():
         fleet.bury()
+
+
+def play(scene: Callable[[], Awaitable[None]]) -> None:
+    """Run a scene, within a time that only what hangs takes."""
+
+    async def bounded() -> None:
+        async with asyncio.timeout(20):
+            await scene()
+
+    asyncio.run(bounded())

@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
 
 from mint.dispatch.dispatcher import Dispatcher
 from mint.engine.core import CreateRun, LoraShape
 
-from .fakes import FakeFleet, FakeJournal, settle, step, work_off
-
-
-def play(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await scene()
-
-    asyncio.run(bounded())
+from .fakes import FakeFleet, FakeJournal, play, settle, step, work_off
 
 
 def dispatcher_of(fleet: FakeFleet, journal: FakeJournal) -> Dispatcher:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,7 @@ from mint.dispatch.sample_queue import SampleQueue, SampleTicket, Wait
 from mint.engine.core import Command, Sample, Sampled, SamplingParams
 from mint.errors import MintError, OperationCancelledError
 
-from .fakes import MODEL, FakeFleet, settle, work_off
-
-
-def play(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await scene()
-
-    asyncio.run(bounded())
+from .fakes import MODEL, FakeFleet, play, settle, work_off
 
 
 class Line:

@@ -7,8 +7,8 @@ from collections.abc import Awaitable, Callable
 from mint.engine.core import Command, CreateRun, ForwardBackward, LoraShape, RestoreRun, Snapshot
 from mint.errors import MintError
 
-from .fakes import FakeWorker, settle, step, work_off
-from .test_streams import World, play
+from .fakes import FakeWorker, play, settle, step, work_off
+from .test_streams import World
 
 
 def kinds(worker: FakeWorker) -> list[str]:

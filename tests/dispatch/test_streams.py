@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from mint.dispatch.streams import RunStream
 from mint.engine.core import Command, Stepped, UnloadRun
 from mint.errors import BadRequestError, MintError, NotFoundError
 
-from .fakes import MODEL, FakeClock, FakeFleet, FakeJournal, settle, step, work_off
+from .fakes import MODEL, FakeClock, FakeFleet, FakeJournal, play, settle, step, work_off
 
 GAP = 30.0
 
@@ -41,14 +41,6 @@ class World:
         """What the run on the present worker was made by."""
         assert self.fleet.current is not None
         return self.fleet.current.runs["run"]
-
-
-def play(scene: Callable[[], Awaitable[None]]) -> None:
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 # ---------------------------------------------------------------- order

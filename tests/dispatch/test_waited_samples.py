@@ -11,8 +11,7 @@ from mint.dispatch.sample_queue import SampleQueue
 from mint.engine.core import Progress, Sample, Sampled, SamplingParams
 from mint.errors import MintError, UnavailableError
 
-from .fakes import MODEL, FakeFleet, settle, work_off
-from .test_dispatcher import play
+from .fakes import MODEL, FakeFleet, play, settle, work_off
 
 SAMPLE = Sample(None, np.array([1], np.int32), 1, SamplingParams(max_tokens=1, seed=0), stream=True)
 DRAWN = Progress({0: (np.array([5], np.int32), np.array([-1.0], np.float32), None)})

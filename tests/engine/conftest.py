@@ -61,6 +61,17 @@ def driver(qwen_dir: Path) -> EngineDriver:
     return make_driver(qwen_dir)
 
 
+@pytest.fixture
+def two_runs(qwen_dir: Path) -> EngineDriver:
+    """A driver with the runs "run" and "other", trained, and without gradients."""
+    from tests.engine.support import trained_run  # it imports this module
+
+    driver = make_driver(qwen_dir)
+    trained_run(driver, "run", shape())
+    trained_run(driver, "other", shape(4), seed=1)
+    return driver
+
+
 def make_datum(rng: np.random.Generator, length: int, *, policy: bool = False) -> Datum:
     inputs = {
         "target_tokens": rng.integers(0, 2048, length),

@@ -18,9 +18,9 @@ from mint.engine.loss_specs import check_forward_backward
 from mint.engine.losses import LOSSES
 from mint.engine.rollout_correction import parse_rollout_correction
 from tests.engine.conftest import EngineDriver, make_datum, make_driver, shape
+from tests.engine.rollout_reference import expected_terms
 from tests.engine.support import MergedModel, assert_same_gradients, gradients, trainable, trained_run
 from tests.engine.test_losses import reference
-from tests.engine.test_rollout_correction import expected_terms
 
 BOUND = 1e-5
 CLIP = ("clip_low_threshold", "clip_high_threshold")

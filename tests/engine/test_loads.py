@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from mint.engine.core import Datum, ForwardBackward
 from mint.engine.loads import PAIRS_PER_TOKEN, datum_work
 from mint.engine.loss_parts import Item
 from mint.errors import BadRequestError
-from tests.engine.conftest import EngineDriver, make_datum, make_driver, shape
+from tests.engine.conftest import EngineDriver, make_datum
 from tests.engine.custom_losses import uploaded
 from tests.engine.support import (
     assert_same_gradients,
@@ -24,20 +23,9 @@ from tests.engine.support import (
     gradients,
     policy_pass,
     trainable,
-    trained_run,
 )
 
 BOUND = 5e-6
-
-
-@pytest.fixture
-def driver(qwen_dir: Path) -> EngineDriver:
-    driver = make_driver(qwen_dir)
-    trained_run(driver, "run", shape())
-    trained_run(driver, "other", shape(4), seed=1)
-    for run in ("run", "other"):
-        trainable(driver, run).gradients.zero_()
-    return driver
 
 
 def micro_batches(driver: EngineDriver, command: ForwardBackward) -> list[list[Item]]:
@@ -54,14 +42,14 @@ def num_pairs(part: list[Item]) -> int:
 
 
 @pytest.mark.parametrize(("count", "length", "targets"), [(200, 120, 1), (30, 100, 8), (200, 1, 100)])
-def test_pairs_of_a_micro_batch_are_bounded(driver: EngineDriver, count: int, length: int, targets: int) -> None:
+def test_pairs_of_a_micro_batch_are_bounded(two_runs: EngineDriver, count: int, length: int, targets: int) -> None:
     """Equal sequences are computed once, however many targets they have."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, 2048, length).astype(np.int32)
     shape_ = (length, targets)
     inputs = {"target_tokens": rng.integers(0, 2048, shape_), "weights": np.ones(shape_, np.float32)}
-    driver.engine._trainer._max_batch_tokens = 128
-    parts = micro_batches(driver, ForwardBackward("run", (Datum(tokens, inputs),) * count, "cross_entropy"))
+    two_runs.engine._trainer._max_batch_tokens = 128
+    parts = micro_batches(two_runs, ForwardBackward("run", (Datum(tokens, inputs),) * count, "cross_entropy"))
     assert all(num_pairs(part) <= PAIRS_PER_TOKEN * 128 for part in parts)
     assert sum(map(len, parts)) == count
     assert len(parts) <= -(-count * length * targets // (PAIRS_PER_TOKEN * 128)) + 1
@@ -80,21 +68,21 @@ def custom(lengths: list[int], loss: Callable[..., Any] = pairwise) -> ForwardBa
 
 @pytest.mark.parametrize(("limit", "value"), [("STEP_WORK", 8_000), ("STEP_OPERATIONS", 25)])
 def test_custom_losses_are_cut_and_stay_what_they_are(
-    driver: EngineDriver, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
+    two_runs: EngineDriver, monkeypatch: pytest.MonkeyPatch, limit: str, value: int
 ) -> None:
     command = custom([30, 20, 30, 7, 60, 30, 1, 12])
-    expected, expected_gradients = driver.one(command), gradients(driver, "run")
-    assert len(micro_batches(driver, command)) == 1
-    trainable(driver, "run").gradients.zero_()
+    expected, expected_gradients = two_runs.one(command), gradients(two_runs, "run")
+    assert len(micro_batches(two_runs, command)) == 1
+    trainable(two_runs, "run").gradients.zero_()
     monkeypatch.setattr(loads, limit, value)
-    parts = micro_batches(driver, command)
+    parts = micro_batches(two_runs, command)
     assert len(parts) > 2
     for part in parts:
         works = [datum_work(command, item.datum) for item in part]
         assert len(part) == 1 or sum(works) <= loads.STEP_WORK
         assert len(part) * len(command.loss_graph.nodes) <= max(loads.STEP_OPERATIONS, len(command.loss_graph.nodes))
-    assert_same_pass(driver.one(command), expected, BOUND)
-    assert_same_gradients(gradients(driver, "run"), expected_gradients, BOUND)
+    assert_same_pass(two_runs.one(command), expected, BOUND)
+    assert_same_gradients(gradients(two_runs, "run"), expected_gradients, BOUND)
 
 
 def test_the_work_of_a_datum_is_what_its_operations_go_through() -> None:
@@ -104,27 +92,27 @@ def test_the_work_of_a_datum_is_what_its_operations_go_through() -> None:
 
 
 def test_a_pass_of_too_much_work_is_refused_and_changes_nothing(
-    driver: EngineDriver, monkeypatch: pytest.MonkeyPatch
+    two_runs: EngineDriver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command, other = custom([40] * 6), policy_pass("other", [5, 9], "ppo", np.random.default_rng(2))
-    expected = driver.one(other)
-    driver.one(policy_pass("run", [5, 6], "cross_entropy", np.random.default_rng(1)))
-    before = gradients(driver, "run")
-    driver.engine._trainer._max_batch_tokens = 80
+    expected = two_runs.one(other)
+    two_runs.one(policy_pass("run", [5, 6], "cross_entropy", np.random.default_rng(1)))
+    before = gradients(two_runs, "run")
+    two_runs.engine._trainer._max_batch_tokens = 80
     monkeypatch.setattr(loads, "PASS_WORK", 5 * datum_work(command, command.data[0]))
-    error, answer = driver.together([command, other])
+    error, answer = two_runs.together([command, other])
     assert isinstance(error, BadRequestError)
     assert error.field == "data"
     assert str(loads.PASS_WORK) in str(error)
-    assert torch.equal(gradients(driver, "run"), before)
+    assert torch.equal(gradients(two_runs, "run"), before)
     assert_same_pass(answer, expected, BOUND)
-    driver.one(replace(command, data=command.data[:5]))
+    two_runs.one(replace(command, data=command.data[:5]))
 
 
-def test_a_custom_loss_that_fails_names_its_datum_when_its_turn_comes(driver: EngineDriver) -> None:
+def test_a_custom_loss_that_fails_names_its_datum_when_its_turn_comes(two_runs: EngineDriver) -> None:
     """Its work cannot be told when micro-batches are cut."""
     command = custom([40, 3, 40], lambda logprobs, weights: ((logprobs[30] * weights).sum(), {}))
-    (error,) = driver.together([command])
+    (error,) = two_runs.together([command])
     assert isinstance(error, BadRequestError)
     assert error.datum == 1
     assert "data[1]" in str(error)

@@ -1,15 +1,12 @@
-"""Rollout correction: configurations, examples by hand, and all of it against a loop over datums and tokens."""
+"""Rollout correction: configurations, and examples by hand."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from mint.engine.corrections import Corrected, batch_scale, corrected_importance_sampling, rollout_weights
@@ -17,7 +14,6 @@ from mint.engine.losses import LOSSES, Datums
 from mint.engine.rollout_correction import REJECTIONS, Rejection, RolloutCorrection, parse_rollout_correction
 from mint.errors import BadRequestError
 
-BOUND = 1e-12
 PUBLISHED = {
     "rollout_is": "sequence",
     "rollout_is_threshold": 1.1,
@@ -415,163 +411,3 @@ def test_nothing_overflows(dtype: torch.dtype, loss_type: str, level: str | None
     # a token's logarithm counts for ±20 at most, and so does their sum
     logs = {"token": [0, 20, 20, -20], "sequence": [20, 20, 20, -20], None: [0, 0, 0, 0]}[level]
     torch.testing.assert_close(result.weight, torch.tensor(logs, dtype=dtype).exp())
-
-
-# --- against a loop -----------------------------------------------------------------------------------------
-
-
-def k(number: str, log_ratio: float) -> float:
-    return {"1": -log_ratio, "2": log_ratio**2 / 2, "3": math.exp(log_ratio) - 1 - log_ratio}[number]
-
-
-def passes(name: str, threshold: str, log_ratios: list[float], own: float) -> bool:
-    number = name[-1]
-    values = [k(number, log_ratio) for log_ratio in log_ratios]
-    kind = name.removesuffix(f"_k{number}")
-    aggregates = {"token": k(number, own), "seq_sum": math.fsum(values), "seq_mean": math.fsum(values) / len(values)}
-    value = {**aggregates, "seq_max": max(values)}[kind]
-    bounds = [float(part) for part in threshold.split("_")]
-    if number != "1":
-        return value <= bounds[0]
-    low, high = bounds if len(bounds) == 2 else (1 / bounds[0], bounds[0])
-    return math.log(low) <= value <= math.log(high)
-
-
-def weight_of(config: dict[str, Any], log_ratios: list[float], own: float) -> float:
-    if config.get("rollout_is") is None:
-        return 1.0
-    ratio = math.exp(own if config["rollout_is"] == "token" else max(-20, min(20, math.fsum(log_ratios))))
-    bounds = [float(part) for part in str(config["rollout_is_threshold"]).split("_")]
-    if len(bounds) == 1:
-        return min(ratio, bounds[0])
-    return ratio if bounds[0] <= ratio <= bounds[1] else 0.0
-
-
-def expected_terms(
-    config: dict[str, Any], p: Tensor, inputs: dict[str, Tensor], of_token: list[int], scale: float
-) -> tuple[list[Tensor], list[float], list[float]]:
-    """Terms, weights before normalisation and what is kept, token by token."""
-    terms, weights, keeps = [], [], []
-    zip_rejections = list(
-        zip(
-            (config.get("rollout_rs") or "").split(","),
-            str(config.get("rollout_rs_threshold") or "").split(","),
-            strict=True,
-        )
-    )
-    log_ratios = [max(-20.0, min(20.0, p[t].item() - inputs["logprobs"][t].item())) for t in range(len(p))]
-    for t in range(len(p)):
-        mine = [log_ratios[o] for o in range(len(p)) if of_token[o] == of_token[t] and inputs["mask"][o] != 0]
-        weight, kept, factor = 1.0, 1.0, 1.0
-        if inputs["mask"][t] != 0:
-            weight = weight_of(config, mine, log_ratios[t])
-            factor = weight * scale
-            kept = float(all(passes(n, h, mine, log_ratios[t]) for n, h in zip_rejections if n))
-        a = inputs["advantages"][t].item()
-        if config["loss_type"] == "reinforce":
-            term = -factor * p[t] * a
-        else:
-            ratio = torch.exp(p[t] - inputs["logprobs"][t])
-            low, high = (inputs[f"clip_{side}_threshold"][t].item() for side in ("low", "high"))
-            clipped = min(max(ratio.item(), low), high) * a
-            term = -ratio * a if ratio.item() * a <= clipped else torch.tensor(-clipped, dtype=torch.float64)
-        terms.append(term * kept)
-        weights.append(weight)
-        keeps.append(kept)
-    return terms, weights, keeps
-
-
-@st.composite
-def configurations(draw: st.DrawFn) -> dict[str, Any]:
-    number = st.floats(1.05, 4).map(lambda value: round(value, 3))
-    bound = st.floats(0.05, 4).map(lambda value: round(value, 3))
-    pair = st.tuples(st.floats(0.2, 0.95), number).map(lambda bounds: f"{bounds[0]:.3f}_{bounds[1]}")
-    config: dict[str, Any] = {
-        "rollout_is": draw(st.sampled_from([None, "token", "sequence"])),
-        "rollout_is_threshold": draw(number | number.map(str) | pair),
-        "rollout_is_batch_normalize": draw(st.booleans()),
-        "loss_type": draw(st.sampled_from(["reinforce", "ppo_clip"])),
-    }
-    names = draw(st.lists(st.sampled_from(sorted(REJECTIONS)), unique=True, max_size=3))
-    thresholds = [draw(number.map(str) | pair) if name.endswith("k1") else str(draw(bound)) for name in names]
-    if names:
-        config |= {"rollout_rs": ",".join(names), "rollout_rs_threshold": ",".join(thresholds)}
-    return config
-
-
-def random_batch(seed: int, lengths: list[int]) -> tuple[Tensor, dict[str, Tensor], list[int]]:
-    rng = np.random.default_rng(seed)
-    of_token = rng.permutation(np.repeat(np.arange(len(lengths)), lengths)).tolist()
-    count = len(of_token)
-    q = rng.normal(-2, 1, count)
-    low = rng.uniform(0.5, 1, count)
-    inputs = {
-        "logprobs": q,
-        "advantages": rng.normal(size=count),
-        "weights": rng.normal(size=count) * rng.integers(0, 2, count),
-        "mask": rng.integers(0, 4, count) > 0,
-        "clip_low_threshold": low,
-        "clip_high_threshold": low + rng.uniform(0, 1, count),
-    }
-    p = torch.from_numpy(q + rng.normal(0, 1, count)).requires_grad_()
-    return p, {name: torch.from_numpy(np.asarray(value, np.float64)) for name, value in inputs.items()}, of_token
-
-
-def mean_weight(config: dict[str, Any], weights: list[float], mask: list[float], of_token: list[int]) -> float:
-    if config["rollout_is"] == "token":
-        counted = [weight for weight, m in zip(weights, mask, strict=True) if m]
-    else:
-        counted = list({d: w for d, w, m in zip(of_token, weights, mask, strict=True) if m}.values())
-    return math.fsum(counted) / len(counted) if counted else 0.0
-
-
-@settings(deadline=None, max_examples=300)
-@given(
-    config=configurations(),
-    seed=st.integers(0, 1 << 32),
-    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-)
-def test_any_configuration(config: dict[str, Any], seed: int, lengths: list[int]) -> None:
-    parsed = parse_rollout_correction(config)
-    p, inputs, of_token = random_batch(seed, lengths)
-    datums = Datums(torch.tensor(of_token), len(lengths))
-    _, weights, _ = expected_terms(config, p, inputs, of_token, 1.0)
-    counted = (inputs["mask"] != 0).double()
-
-    raw = rollout_weights(p, inputs, datums, parsed)
-    torch.testing.assert_close(raw, torch.tensor(weights, dtype=torch.float64), rtol=BOUND, atol=BOUND)
-    scale = batch_scale(raw, counted, datums, parsed)
-    mean = mean_weight(config, weights, inputs["mask"].tolist(), of_token)
-    normalises = config["rollout_is_batch_normalize"] and config["rollout_is"] and mean > 1e-8
-    assert scale == pytest.approx(1 / mean if normalises else 1.0, rel=1e-12)
-
-    result = corrected_importance_sampling(p, inputs, datums, parsed, scale)
-    terms, _, kept = expected_terms(config, p, inputs, of_token, scale)
-    assert result.kept.tolist() == kept
-    assert torch.equal(result.counted, counted)
-    torch.testing.assert_close(result.weight, torch.where(counted > 0, raw * scale, 1.0), rtol=BOUND, atol=BOUND)
-    expected = torch.stack(terms)
-    torch.testing.assert_close(result.terms, expected, rtol=BOUND, atol=BOUND)
-    (ours,) = torch.autograd.grad((result.terms * inputs["weights"]).sum(), p)
-    (theirs,) = torch.autograd.grad((expected * inputs["weights"]).sum() + 0 * p.sum(), p)
-    torch.testing.assert_close(ours, theirs, rtol=BOUND, atol=BOUND)
-
-
-@settings(deadline=None)
-@given(
-    config=configurations(),
-    seed=st.integers(0, 1 << 32),
-    lengths=st.lists(st.integers(1, 5), min_size=1, max_size=4),
-)
-def test_per_token_means_that_tokens_can_be_split_up(config: dict[str, Any], seed: int, lengths: list[int]) -> None:
-    parsed = parse_rollout_correction(config)
-    assume(parsed.per_token)
-    p, inputs, of_token = random_batch(seed, lengths)
-    whole = corrected_importance_sampling(p, inputs, Datums(torch.tensor(of_token), len(lengths)), parsed)
-    for t in range(len(p)):
-        one = {name: value[t : t + 1] for name, value in inputs.items()}
-        datums = Datums(torch.tensor([of_token[t]]), len(lengths))
-        alone = corrected_importance_sampling(p[t : t + 1], one, datums, parsed)
-        torch.testing.assert_close(alone.terms, whole.terms[t : t + 1], rtol=BOUND, atol=BOUND)
-        torch.testing.assert_close(alone.weight, whole.weight[t : t + 1], rtol=BOUND, atol=BOUND)
-        assert torch.equal(alone.kept, whole.kept[t : t + 1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +21,7 @@ from mint.engine.core import Command, CreateRun, OnProgress, Result
 from mint.server.app import create_app
 from mint.server.services import Services
 from mint.wire import messages_pb2 as pb
-from tests.dispatch.fakes import INFO, FakeWorker
+from tests.dispatch.fakes import INFO, FakeWorker, play  # noqa: F401  # for those who use this module
 
 ALICE, BOB, ADMIN = "sk-alice-secret", "sk-bob-secret", "sk-admin-secret"
 PROTOBUF = "application/x-protobuf"
@@ -194,16 +194,6 @@ async def listening(world: World, requests: Counter[str] | None = None) -> Async
     yield f"http://{host}:{port}"
     server.should_exit = True
     await serving
-
-
-def play(scene: Callable[[], Awaitable[None]]) -> None:
-    """Run a scene, within a time that only what hangs takes."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(15):
-            await scene()
-
-    asyncio.run(bounded())
 
 
 def created(worker: IdleWorker) -> int:

@@ -3,35 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 
 import pytest
 import tinker
-import uvicorn
-from fastapi import FastAPI
 
 import mint
 import mint.mint as mintx
 from mint import types
 from mint.engine.core import ReverseKL, TrainStep
 
-from .inprocess import ALICE, MODEL, Serve, play
+from .inprocess import ALICE, MODEL, Serve, listening, play
 
 LIMIT = 20_000
 SECONDS = 10
-
-
-@asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[str]:
-    """The URL of an application that is running already."""
-    with socket.create_server(("127.0.0.1", 0)) as connection:
-        server = uvicorn.Server(uvicorn.Config(app, lifespan="off", log_config=None))
-        serving = asyncio.create_task(server.serve([connection]))
-        yield f"http://127.0.0.1:{connection.getsockname()[1]}"
-        server.should_exit = True
-        await serving
 
 
 def train(url: str, tokens: int) -> None:
@@ -58,7 +42,7 @@ def test_a_run_does_not_wait_for_what_was_too_large(serve: Serve, monkeypatch: p
     monkeypatch.setenv("TINKER_TELEMETRY", "0")
 
     async def scene() -> None:
-        async with serve(max_body_bytes=LIMIT) as world, listening(world.app) as url:
+        async with serve(max_body_bytes=LIMIT) as world, listening(world) as url:
             await asyncio.to_thread(train, url, tokens)
             assert world.worker.times(TrainStep) == 1
             assert world.worker.times(ReverseKL) == 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -33,7 +33,7 @@ from mint.server.app import create_app
 from mint.server.http import HttpServer
 from mint.server.openai.tokenizer import load_tokenizer
 from mint.tiny import model_path
-from tests.dispatch.fakes import INFO, FakeWorker
+from tests.dispatch.fakes import INFO, FakeWorker, play  # noqa: F401  # for those who use this module
 
 ALICE, BOB = "sk-alice-secret", "sk-bob-secret"
 END = 2
@@ -256,13 +256,3 @@ def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> OpenAIWorld:
             await serving
 
     return start
-
-
-def play(scene: Callable[[], Awaitable[None]]) -> None:
-    """Run a scene, within a time that only what hangs takes."""
-
-    async def bounded() -> None:
-        async with asyncio.timeout(20):
-            await scene()
-
-    asyncio.run(bounded())
