@@ -18,6 +18,7 @@ from .rows import checkpoint, insert_run, operation, run, sampler, session
 PATH = "tinker://s:train:0/weights/a"
 REPLAYED = {"load_weights"}
 RECENTLY = time() - 300
+BEFORE_THAT = RECENTLY - 300
 LONG_AGO = time() - 2 * checkpoints.ABANDONED_SECONDS
 
 
@@ -131,8 +132,7 @@ def test_what_is_not_run_again_does_not_keep_a_folder(transact: Transact[Any]) -
 
 
 def test_a_silent_client_does_not_refuse_and_an_abandoned_one_does_not_keep(transact: Transact[Any]) -> None:
-    silent = time() - 600
-    for name, last_heartbeat in {"silent": silent, "abandoned": LONG_AGO}.items():
+    for name, last_heartbeat in {"silent": BEFORE_THAT, "abandoned": LONG_AGO}.items():
         transact(lambda c, n=name, h=last_heartbeat: repository.insert(c, session(session_id=n, last_heartbeat=h)))
         mine = sampler(sampler_id=name, session_id=name, directory=name, model_path=PATH)
         transact(lambda c, mine=mine: repository.insert(c, mine))
