@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from mint.cli.private_server import PrivateServer, private_server
+from tests.programs import check_done
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -34,8 +34,7 @@ def test_code_blocks_run(block: str, server: PrivateServer) -> None:
     environment = os.environ | {"MINT_BASE_URL": server.base_url, "MINT_API_KEY": server.api_key}
     command = [sys.executable, "-c", block]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    # the threads of the SDK's HTTP client now and then abort an interpreter that has run to its end
-    assert done.returncode == 0 or (done.returncode == -signal.SIGABRT and not done.stderr), done.stderr
+    check_done(done)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

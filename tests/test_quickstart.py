@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from tests.programs import check_done
+
 EXAMPLE = Path(__file__).parent.parent / "examples" / "quickstart.py"
 
 
@@ -14,7 +16,7 @@ def test_the_quickstart_learns_by_sft_and_again_by_rl(tmp_path: Path) -> None:
     picture = tmp_path / "out" / "curves.png"
     command = [sys.executable, "-m", "mint.cli", "run", str(EXAMPLE), "--picture", str(picture)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
+    check_done(done)
     before, after_sft, after_rl = (int(right) for right in re.findall(r"\((\d+) of 80\)", done.stdout))
     assert before < 10
     assert after_sft > before + 20

@@ -70,7 +70,7 @@ def assert_sharing_changes_nothing(driver: EngineDriver, passes: list[ForwardBac
         assert_same_gradients(grads[run], grad, BOUND)
 
 
-@pytest.mark.parametrize("loss_fn", LOSS_SPECS.keys() - {"custom"})
+@pytest.mark.parametrize("loss_fn", sorted(LOSS_SPECS.keys() - {"custom"}))
 def test_a_group_shares_its_prompt_under_every_loss(driver_: EngineDriver, loss_fn: str) -> None:
     data = group(np.random.default_rng(0), [60, 60, 48, 41, 40, 60], prompt=40)
     command = ForwardBackward("run", data, loss_fn, dict(LOSS_SPECS[loss_fn].config))

@@ -17,6 +17,7 @@ import tinker
 
 import mint
 from mint.server.auth import LOOK_SECONDS
+from tests.programs import check_done
 
 from .live import LiveServer, environment, tiny_model
 from .sdk import SECONDS, batch, datum, run_of, tokens_of
@@ -39,7 +40,7 @@ def tinker_cli(server: LiveServer, *arguments: str, text: str = "", key: str | N
     """What `tinker` says."""
     variables = {"TINKER_API_KEY": f"tml-{key.removeprefix('sk-')}"} if key is not None else {}
     done = command(server, "-m", "tinker.cli", *arguments, text=text, **variables)
-    assert done.returncode == 0, done.stdout + done.stderr
+    check_done(done)
     return done.stdout
 
 
