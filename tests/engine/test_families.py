@@ -78,13 +78,19 @@ FAMILIES: dict[str, tuple[type[PreTrainedModel], Any]] = {
 }
 
 
-@pytest.fixture(scope="module", params=FAMILIES.items(), ids=FAMILIES)
-def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EngineDriver]:
-    name, (kind, config) = request.param
-    folder = tmp_path_factory.mktemp("family") / name.partition(",")[0]
+def make_family(name: str, root: Path) -> Path:
+    """A folder with a random model of one of FAMILIES."""
+    kind, config = FAMILIES[name]
+    folder = root / name.partition(",")[0]
     torch.manual_seed(0)
     kind(config).float().save_pretrained(folder)
     AutoTokenizer.from_pretrained(model_path()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, EngineDriver]:
+    folder = make_family(request.param, tmp_path_factory.mktemp("family"))
     driver = make_driver(folder, max_batch_tokens=8192)
     trained_run(driver, "run", shape(4))
     trained_run(driver, "other", LoraShape(rank=2, seed=9, train_attn=False), seed=1)

@@ -14,6 +14,7 @@ from mint.models.attention import PackedCausal
 from mint.models.flash import Attend
 from tests.engine.conftest import EngineDriver, make_driver, shape
 from tests.engine.support import LARGE_STEPS, export, gradients, next_token_datum, policy_pass, trainable, trained_run
+from tests.engine.test_families import make_family
 from tests.engine.test_prefixes import group
 from tests.models.test_attention import Tree
 
@@ -61,6 +62,17 @@ def test_bfloat16_is_close_to_float32_and_shares_prefixes(qwen_dir: Path) -> Non
     ours, theirs = cuda.one(command), cpu.one(command)
     for a, b in zip(ours.logprobs, theirs.logprobs, strict=True):
         assert np.abs(a - b).mean() < 0.1
+    assert cosine(gradients(cuda, "a"), gradients(cpu, "a")) > 0.99
+
+
+def test_bfloat16_experts_are_close_to_float32(tmp_path: Path) -> None:
+    """Their sizes let all experts of a layer be one product."""
+    cuda, cpu = drivers(make_family("qwen3-moe", tmp_path))
+    rng = np.random.default_rng(4)
+    passes = [policy_pass(run, LENGTHS, "cross_entropy", rng) for run in ("a", "b")]
+    for ours, theirs in zip(cuda.together(passes), cpu.together(passes), strict=True):
+        for a, b in zip(ours.logprobs, theirs.logprobs, strict=True):
+            assert np.abs(a - b).mean() < 0.1
     assert cosine(gradients(cuda, "a"), gradients(cpu, "a")) > 0.99
 
 

@@ -101,7 +101,7 @@ class Adapter:
     def __init__(self, layout: AdapterLayout, flat: Tensor, buffers: Buffers | None = None) -> None:
         self.layout = layout
         self.flat = flat
-        self.scale = layout.shape.scale
+        self.scale, self.rank = layout.shape.scale, layout.shape.rank
         self.num_bytes = flat.nbytes
         # the seed does not matter to what can be stacked; that it lies in one piece of memory does
         memory = flat.untyped_storage().data_ptr() if buffers is not None else None

@@ -19,7 +19,7 @@ from mint.models.experts import NUM_EXPERTS, adapt_experts, is_experts, use_adap
 from mint.models.logprobs import UnembeddingHead
 from mint.models.lora import LinearGroup, LinearSite, LoraLinear, SiteKind
 from mint.models.norms import replace_norms
-from mint.models.products import PACKED_BYTES, can_pack
+from mint.models.products import PACKED_BYTES, can_group, can_pack
 from mint.models.segments import ActiveSegments, Segment, StackCache
 from mint.models.threads import Threads
 
@@ -43,7 +43,7 @@ class CausalLM:
         model.requires_grad_(False)
         self._decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
         self._embed: nn.Module = model.get_input_embeddings()
-        self._active = ActiveSegments()
+        self._active = ActiveSegments(self.device, ragged=_is_worth_grouping(model))
         replace_norms(model)
         if checkpointing:
             _checkpoint_layers(model)
@@ -127,6 +127,12 @@ def _narrowest_window(config: Any) -> int | None:
 def _is_worth_packing(model: PreTrainedModel) -> bool:
     weights = [weight for weight in model.parameters() if weight.ndim > 1]
     return all(map(can_pack, weights)) and sum(weight.nbytes for weight in weights) <= PACKED_BYTES
+
+
+def _is_worth_grouping(model: PreTrainedModel) -> bool:
+    unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
+    layers = (m for name, m in model.named_modules() if m is unembedding or _is_adaptable(m, name, unembedding))
+    return all(can_group(layer.weight) for layer in layers)
 
 
 def _adapt(model: PreTrainedModel, active: ActiveSegments, *, packed: bool) -> Iterator[LinearSite]:

@@ -18,7 +18,9 @@ from transformers import PreTrainedModel
 from transformers.integrations.moe import ExpertsInterface
 
 from mint.errors import ModelLoadError
+from mint.models.grouped_experts import GroupedExperts
 from mint.models.lora import FrozenGroup, LinearSite
+from mint.models.products import can_group
 from mint.models.segments import ActiveSegments, select
 
 EXPERTS_NAME = "mint"
@@ -97,7 +99,10 @@ def adapt_experts(
         raise ModelLoadError(f"{type(module).__name__} has experts that are no plain gated MLPs, which is not served")
     assert gate_up is not None
     assert down is not None
-    module.mint = AdaptedExperts(module, group, active, packed=packed)  # type: ignore[assignment]
+    if can_group(gate_up) and can_group(down):
+        module.mint = GroupedExperts(module, group, active)  # type: ignore[assignment]
+    else:
+        module.mint = AdaptedExperts(module, group, active, packed=packed)  # type: ignore[assignment]
     width, hidden = down.shape[2], down.shape[1]
     sizes = dict(zip(PROJECTIONS, ((hidden, width), (hidden, width), (width, hidden)), strict=True))
     for expert in range(len(down)):

@@ -19,7 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-from mint.models.lora import low_rank_parts
+from mint.models.low_rank import low_rank_parts
 from mint.models.products import Product
 from mint.models.segments import ActiveSegments, Segment, clip, select
 from mint.models.threads import WIDE

@@ -1,4 +1,4 @@
-"""Products with frozen weights, by the fastest exact library of the device.
+"""Products by the fastest exact library of the device.
 
 On CPUs torch's own float32 product is MKL's, which on other vendors' processors leaves a sixth of the machine idle;
 oneDNN, which torch carries too, does not. It can also keep weights in a layout of its own, which makes products of few
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from mint.models.threads import WIDE
+
+GROUPED_BYTES = 16
+"""What grouped products want rows of matrices to be multiples of."""
 
 PACKED_BYTES = 256 << 20
 """Models whose linear layers have no more than this are packed."""
@@ -40,6 +43,25 @@ def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN could keep this weight in a layout of its own."""
     found = ONEDNN_LINEAR is not None and ONEDNN_PACK is not None
     return found and weight.device.type == "cpu" and weight.dtype == torch.float32
+
+
+def can_group(weight: Tensor) -> bool:
+    """Whether products with this weight, and with low-rank factors beside it, are worth to be grouped.
+
+    CUDA computes all groups at once, in bfloat16; on CPUs torch computes one after the other.
+    """
+    sizes = (size * weight.dtype.itemsize for size in weight.shape[-2:])
+    return weight.is_cuda and weight.dtype == torch.bfloat16 and not any(size % GROUPED_BYTES for size in sizes)
+
+
+def grouped(x: Tensor, matrices: Tensor, ends: Tensor) -> Tensor:
+    """Rows of x (n, I) up to `ends` int32 (G,), each group with its own of (G, I, O) → (n, O). No gradient."""
+    return torch.nn.functional.grouped_mm(x, matrices, offs=ends)
+
+
+def grouped_outer(g: Tensor, x: Tensor, ends: Tensor) -> Tensor:
+    """The sums over each group's rows of g (n, O) times x (n, I) → (G, O, I). No gradient."""
+    return torch.nn.functional.grouped_mm(g.T, x, offs=ends)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

@@ -22,6 +22,10 @@ STACKED_BYTES = 64 << 20
 """Copies of adapters that lie together for that; further ones run by themselves."""
 
 
+GROUPED_RANKS = 8
+"""Ranks that grouped products take are multiples of this."""
+
+
 def columns_of(sizes: Sequence[int]) -> tuple[slice, ...]:
     """Where outputs of these sizes lie when they stand next to each other."""
     return tuple(slice(stop - size, stop) for stop, size in zip(accumulate(sizes), sizes, strict=True))
@@ -50,11 +54,13 @@ class AdapterSlot(Protocol):
 
     Attributes:
         scale: the factor in front of (xA)B.
+        rank: of all factors.
         shape: what is equal for adapters that can be stacked.
         num_bytes: of all factors.
     """
 
     scale: float
+    rank: int
     shape: object
     num_bytes: int
 
@@ -92,17 +98,19 @@ class Segment:
 
 @dataclass(frozen=True)
 class Stretch:
-    """Tokens that run through one adapter, or in equal parts through those of a stack.
+    """Tokens that run through one adapter, or part by part through those of a stack.
 
     Attributes:
         adapter: the one, or the first of the stack.
         whole: the rows are all of the batch, which saves taking them.
+        ends: where the parts end, int32 (S,), counted from the first row; None where they are of one length.
     """
 
     rows: slice
     adapter: AdapterSlot
     stack: AdapterStack | None
     whole: bool
+    ends: Tensor | None
 
 
 def clip(segments: Sequence[Segment], rows: slice) -> list[Segment]:
@@ -149,9 +157,15 @@ class ActiveSegments:
 
     A model runs one batch at a time, so this is a plain attribute and not an argument: the linear layers are
     called from inside transformers' modules, which pass hidden states and nothing else.
+
+    Args:
+        device: where the model is.
+        ragged: put segments of any lengths together, for grouped products.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device | None = None, *, ragged: bool = False) -> None:
+        self._device = device
+        self._ragged = ragged
         self.segments: Sequence[Segment] = ()
         self.current: Sequence[Stretch] = ()
         # Base and inputs are frozen and the factors' gradients bypass autograd. This makes it go backward all the same,
@@ -183,17 +197,26 @@ class ActiveSegments:
         found: list[Stretch] = []
         stacks = self._stacks or StackCache()
         adapted = [(s.start, s.stop, s.adapter) for s in segments if s.adapter is not None]
-        for _, same in groupby(adapted, key=_likeness):
+        for _, same in groupby(adapted, key=self._likeness):
             for members in _together(list(same)):
                 rows, adapter = slice(members[0][0], members[-1][1]), members[0][2]
                 stack = stacks.get([member for _, _, member in members]) if len(members) > 1 else None
-                found.append(Stretch(rows, adapter, stack, whole=len(segments) == 1))
+                ends = self._ends(members) if stack is not None and self._is_ragged(adapter) else None
+                found.append(Stretch(rows, adapter, stack, len(segments) == 1, ends))
         return found
 
+    def _likeness(self, segment: tuple[int, int, AdapterSlot]) -> object:
+        start, stop, adapter = segment
+        if self._is_ragged(adapter):
+            return adapter.scale, adapter.shape
+        return (stop - start, adapter.scale, adapter.shape) if stop - start <= STACKED_TOKENS else start
 
-def _likeness(segment: tuple[int, int, AdapterSlot]) -> object:
-    start, stop, adapter = segment
-    return (stop - start, adapter.scale, adapter.shape) if stop - start <= STACKED_TOKENS else start
+    def _is_ragged(self, adapter: AdapterSlot) -> bool:
+        return self._ragged and adapter.rank % GROUPED_RANKS == 0
+
+    def _ends(self, members: Sequence[tuple[int, int, AdapterSlot]]) -> Tensor:
+        first = members[0][0]
+        return torch.tensor([stop - first for _, stop, _ in members], dtype=torch.int32, device=self._device)
 
 
 def _together(members: Sequence[tuple[int, int, AdapterSlot]]) -> Iterator[Sequence[tuple[int, int, AdapterSlot]]]:
