@@ -16,7 +16,7 @@ from torch import Tensor
 SLAB_BYTES = 32 << 20
 """Of a piece of memory, of which weights have one and gradients another. No more is taken in advance for each size."""
 
-SLAB_BUFFERS = 16
+SLAB_BUFFERS = 64
 
 
 @dataclass(eq=False)

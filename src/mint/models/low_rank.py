@@ -121,15 +121,20 @@ class StackedPart:
         if grad_x is not None:
             self._add_to_inputs(grad_x, gb)
         if weights.grad_a is not None and weights.grad_b is not None:
-            # not baddbmm, which takes what lies apart one by one
-            weights.grad_a.add_(self._outer(gb, self._of(x)))
+            self._add_outer(weights.grad_a, gb, self._of(x), 1.0)
             for grad_b, grad, ranks in zip(weights.grad_b, g, weights.ranks, strict=True):
-                grad_b.add_(self._outer(grad, xa[..., ranks]), alpha=self.scale)
+                self._add_outer(grad_b, grad, xa[..., ranks], self.scale)
             return
         add_to_each([w.grad_a for w in self.own], self._outer(gb, self._of(x)))
         for layer, (grad, ranks) in enumerate(zip(g, weights.ranks, strict=True)):
             grads_b = [w.grad_b[layer] if w.grad_b is not None else None for w in self.own]
             add_to_each(grads_b, self._outer(grad, xa[..., ranks]), alpha=self.scale)
+
+    def _add_outer(self, target: Tensor, g: Tensor, x: Tensor, alpha: float) -> None:
+        if self.ends is None and g.dtype == target.dtype:
+            target.baddbmm_(g.mT, x, alpha=alpha)
+        else:
+            target.add_(self._outer(g, x), alpha=alpha)
 
     def _add_to_inputs(self, grad_x: Tensor, gb: Tensor) -> None:
         a = self.weights.a.to(gb.dtype)
