@@ -27,10 +27,12 @@ from mint.server.operations.recovery import ServerJournal, resume
 from mint.server.request_log import RequestLog
 from mint.server.results import Results
 from mint.server.routes import (
+    access_tokens,
     admin,
     auth,
     bootstrap,
     checkpoints,
+    downloads,
     futures,
     health,
     models,
@@ -84,7 +86,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     app.add_middleware(RequestLog)
     errors.install(app)
     app.include_router(health.router)
-    rest = (sessions, search, traces, training_runs, checkpoints, admin)
+    rest = (sessions, search, traces, training_runs, checkpoints, access_tokens, downloads, admin)
     for module in (bootstrap, auth, *rest, models, operations, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
     for prefix in openai.PREFIXES:

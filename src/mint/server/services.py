@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from time import time
 
@@ -30,6 +31,7 @@ class Services:
         created_at: when this process began to serve, in Unix seconds.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
         draining: the server is stopping; it accepts no more work.
+        downloads: checkpoint folders that are being downloaded, and by how many; the sweeper leaves them alone.
     """
 
     config: ServerConfig
@@ -48,6 +50,7 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
+    downloads: Counter[str] = field(default_factory=Counter)
 
     @property
     def heard_since(self) -> float:
