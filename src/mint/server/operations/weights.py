@@ -35,12 +35,6 @@ from mint.wire.requests import (
 
 SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest | SaveWeightsExternalRequest
 
-KIND_OF: dict[type[SaveRequest], CheckpointKind] = {
-    SaveWeightsRequest: CheckpointKind.TRAINING,
-    SaveWeightsForSamplerRequest: CheckpointKind.SAMPLER,
-    SaveWeightsExternalRequest: CheckpointKind.EXTERNAL,
-}
-
 SHAPE_FIELDS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 
 
@@ -60,7 +54,7 @@ def checkpoint_row(operation: Operation, request: SaveRequest, path: str | None,
     return Checkpoint(
         checkpoint_id=operation.request_id,
         path=path,
-        kind=KIND_OF[type(request)],
+        kind=_kind_of(request),
         run_id=operation.stream,
         owner=operation.owner,
         base_model=facts["model"],
@@ -71,6 +65,16 @@ def checkpoint_row(operation: Operation, request: SaveRequest, path: str | None,
         expires_at=time() + request.ttl_seconds if request.ttl_seconds is not None else None,
         user_metadata=request.user_metadata,
     )
+
+
+def _kind_of(request: SaveRequest) -> CheckpointKind:
+    match request:
+        case SaveWeightsRequest():
+            return CheckpointKind.TRAINING
+        case SaveWeightsExternalRequest():
+            return CheckpointKind.EXTERNAL
+        case _:
+            return CheckpointKind.SAMPLER
 
 
 def refuse_taken(connection: Connection, path: CheckpointPath) -> None:
