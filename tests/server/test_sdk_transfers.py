@@ -56,7 +56,7 @@ def forward(run: mint.TrainingClient, tokens: list[int]) -> torch.Tensor:
 
 
 def test_the_official_command_downloads_a_training_checkpoint(
-    alice: mint.ServiceClient, live: LiveServer, tmp_path: Path
+    alice: mint.ServiceClient, live: LiveServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run, tokens = run_of(alice), tokens_of(3)
     train(run, 0, 2)
@@ -70,6 +70,7 @@ def test_the_official_command_downloads_a_training_checkpoint(
         torch.testing.assert_close(logprobs(adapted, tokens), expected, rtol=0, atol=1e-4)
     listed = command.json("checkpoint", "list", "--limit", "0")["checkpoints"]
     assert "external_weights/download" not in {row["checkpoint_id"] for row in listed}, "it deletes what it exports"
+    monkeypatch.setenv("MINT_API_KEY", BOB)  # it wins over the command's
     stranger = Command(live, BOB).refusal("checkpoint", "download", path, "--output", str(tmp_path / "bob"))
     assert "another API key" in stranger
 

@@ -20,10 +20,6 @@ class Catalog:
         self._served = [source.name for source in config.models]
         self._fleet = fleet
 
-    def models(self) -> list[ModelInfo]:
-        """All served base models."""
-        return [self.model(name) for name in self._served]
-
     def model(self, name: str) -> ModelInfo:
         """A served base model.
 

@@ -7,6 +7,7 @@ with the request, and a staged folder, which the sweeper finds if a crash leaves
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any
 from fastapi import Request as HttpRequest
 from sqlalchemy import Connection
 
-from mint.engine.core import LoraShape
+from mint.engine.core import LoraShape, ModelInfo
 from mint.engine.formats import CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE
 from mint.errors import BadRequestError, MintError
 from mint.server import limits, resources
@@ -75,7 +76,7 @@ async def upload(services: Services, http: HttpRequest, caller: Key, key: str | 
     try:
         services.config.upload_dir.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=services.config.upload_dir) as folder:
-            wanted = _sizes(services.catalog)
+            wanted = _sizes(services.fleet.models())
             fields = await receive(http, Path(folder) / "archive", sum(wanted.values()) + MAX_OTHER_BYTES)
             request = parse_object(UploadRequest, fields)
             work = partial(_commit, services.catalog, request.base_model, Path(folder), wanted, directory)
@@ -92,9 +93,9 @@ async def upload(services: Services, http: HttpRequest, caller: Key, key: str | 
     return answer
 
 
-def _sizes(catalog: Catalog) -> dict[str, int]:
+def _sizes(models: Sequence[ModelInfo]) -> dict[str, int]:
     """How many bytes a checkpoint's files can have, at the largest rank of the largest model."""
-    largest = max(num_parameters(model.lora_sites, model.max_lora_rank) for model in catalog.models())
+    largest = max(num_parameters(model.lora_sites, model.max_lora_rank) for model in models)
     return {
         CONFIG_FILE: MAX_CONFIG_BYTES,
         WEIGHTS_FILE: 4 * largest + MAX_HEADER_BYTES,
