@@ -6,7 +6,6 @@ Nothing is compressed: weights hardly can be. An archive's length is known befor
 from __future__ import annotations
 
 import tarfile
-from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -64,12 +63,8 @@ def _send(
     services: Services, checkpoint: Checkpoint, content: Iterator[bytes], size: int, media_type: str
 ) -> StreamingResponse:
     async def pieces() -> AsyncIterator[bytes]:
-        services.downloads[checkpoint.directory] += 1
-        try:
+        with services.downloads.one(checkpoint.directory):
             async for piece in iterate_in_threadpool(content):
                 yield piece
-        finally:
-            services.downloads[checkpoint.directory] -= 1
-            services.downloads += Counter()  # those that have come to nothing go
 
     return StreamingResponse(pieces(), media_type=media_type, headers={"Content-Length": str(size)})

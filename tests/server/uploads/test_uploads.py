@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import struct
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -272,6 +273,22 @@ def test_no_more_is_received_than_a_checkpoint_can_have(serve: Serve, monkeypatc
             answer = await sent(world.alice, gzip.compress(tar(adapter())) + bytes(4 << 20))
             assert (answer.status_code, answer.json()["field"]) == (413, "file")
             assert left(world) == []
+
+    play(scene)
+
+
+def test_a_few_at_once(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            owner = (await world.alice.send("GET", "auth/apikey/me")).json()["details"]["org_details"]["name"]
+            with ExitStack() as others:
+                for _ in range(checkpoint.MAX_AT_ONCE):
+                    others.enter_context(world.services.uploads.one(owner))
+                refused = await sent(world.alice, tar(adapter()))
+                assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+                assert (await sent(world.bob, tar(adapter()))).status_code == 200
+            assert (await sent(world.alice, tar(adapter()))).status_code == 200
+            assert not world.services.uploads
 
     play(scene)
 

@@ -24,7 +24,7 @@ from sqlalchemy import Connection
 
 from mint.engine.core import LoraShape, ModelInfo
 from mint.engine.formats import CONFIG_FILE, OPTIMIZER_FILE, WEIGHTS_FILE
-from mint.errors import BadRequestError, MintError
+from mint.errors import BadRequestError, MintError, RateLimitError
 from mint.server import limits, resources
 from mint.server.catalog import Catalog
 from mint.server.operations.holders import Request, hold, known_answer, put_session
@@ -48,6 +48,8 @@ CHECKS = ThreadPoolExecutor(max_workers=1, thread_name_prefix="uploads")
 """One at a time: a check takes a core and reads all of a checkpoint, and nobody waits for it but who uploads."""
 
 MAX_CONFIG_BYTES = 1 << 20
+MAX_AT_ONCE = 4
+"""Uploads of one owner: what comes in takes room on the disk before anything of it counts."""
 
 
 @dataclass(frozen=True)
@@ -69,18 +71,16 @@ async def upload(services: Services, http: HttpRequest, caller: Key, key: str | 
         BadRequestError: it is no checkpoint of a model that is served; the message names the file and what is wrong.
         TooLargeError: no checkpoint is so large here.
         LimitExceededError: the caller has too many bytes.
+        RateLimitError: the caller has too many uploads under way.
     """
     services.check_accepting()
+    if services.uploads[caller.owner] >= MAX_AT_ONCE:
+        raise RateLimitError(f"{MAX_AT_ONCE} uploads of yours are under way; send this one when one has ended")
     await services.database.transaction(lambda c: limits.check_stored_bytes(c, caller))
     root, directory = services.catalog.checkpoint_dir, f"upload-{token_hex(12)}"
     try:
-        services.config.upload_dir.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(dir=services.config.upload_dir) as folder:
-            wanted = _sizes(services.fleet.models())
-            fields = await receive(http, Path(folder) / "archive", sum(wanted.values()) + MAX_OTHER_BYTES)
-            request = parse_object(UploadRequest, fields)
-            work = partial(_commit, services.catalog, request.base_model, Path(folder), wanted, directory)
-            made = await asyncio.get_running_loop().run_in_executor(CHECKS, work)
+        with services.uploads.one(caller.owner):
+            request, made = await _receive(services, http, directory)
     except OSError as error:
         raise MintError(f"the upload could not be written: {error.strerror}") from error
     try:
@@ -91,6 +91,17 @@ async def upload(services: Services, http: HttpRequest, caller: Key, key: str | 
     if answer.pop("directory") != directory:  # a retry: there is a checkpoint already
         await asyncio.to_thread(files.remove, root, directory)
     return answer
+
+
+async def _receive(services: Services, http: HttpRequest, directory: str) -> tuple[UploadRequest, Committed]:
+    """Take a form in and commit the checkpoint in it."""
+    services.config.upload_dir.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=services.config.upload_dir) as folder:
+        wanted = _sizes(services.fleet.models())
+        fields = await receive(http, Path(folder) / "archive", sum(wanted.values()) + MAX_OTHER_BYTES)
+        request = parse_object(UploadRequest, fields)
+        work = partial(_commit, services.catalog, request.base_model, Path(folder), wanted, directory)
+        return request, await asyncio.get_running_loop().run_in_executor(CHECKS, work)
 
 
 def _sizes(models: Sequence[ModelInfo]) -> dict[str, int]:
