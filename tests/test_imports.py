@@ -39,6 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 TORCH_FREE_ENGINE = {
     "core",
     "channel",
+    "formats",
     "grammars",
     "loss_graph",
     "loss_specs",

@@ -106,6 +106,11 @@ class ServerConfig:
         return self.data_dir / "checkpoints"
 
     @property
+    def upload_dir(self) -> Path:
+        """Where uploads are kept while they come in."""
+        return self.data_dir / "uploads"
+
+    @property
     def snapshot_dir(self) -> Path:
         """Where the states of runs are kept that recovery begins from."""
         return self.data_dir / "snapshots"

@@ -22,6 +22,7 @@ from mint.engine.core import (
     ForwardBackward,
     LoadState,
     LoraShape,
+    LoraSite,
     ModelInfo,
     OnProgress,
     OptimStep,
@@ -60,6 +61,12 @@ INFO = ModelInfo(
     stop_token_ids=(2,),
     max_lora_rank=32,
     num_parameters=1,
+    lora_sites=(
+        LoraSite("model.layers.0.q_proj", "attn", 4, 6),
+        LoraSite("model.layers.0.k_proj", "attn", 4, 2),
+        LoraSite("model.layers.0.up_proj", "mlp", 4, 8),
+        LoraSite("lm_head", "unembed", 4, 100),
+    ),
 )
 
 

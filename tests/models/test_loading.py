@@ -40,7 +40,7 @@ from transformers import (
 )
 
 from mint.config import EngineConfig, ModelSource
-from mint.engine.core import ModelInfo
+from mint.engine.core import LoraSite, ModelInfo
 from mint.engine.worker import build_engine
 from mint.errors import ModelLoadError
 from mint.models.attention import PackedCausal
@@ -272,7 +272,15 @@ def test_model_info(qwen_dir: Path) -> None:
         stop_token_ids=(2,),
         max_lora_rank=7,
         num_parameters=embeddings + 2 * layer + 64,
+        lora_sites=info.lora_sites,
     )
+    assert [(site.kind, site.in_features, site.out_features) for site in info.lora_sites[:7]] == [
+        *(("attn", 64, out) for out in (64, 32, 32)),
+        ("attn", 64, 64),
+        *(("mlp", 64, 96), ("mlp", 64, 96)),
+        ("mlp", 96, 64),
+    ]
+    assert info.lora_sites[-1] == LoraSite("lm_head", "unembed", 64, 2048)
 
 
 def test_stop_tokens_are_all_that_the_files_declare(qwen_dir: Path, tmp_path: Path) -> None:

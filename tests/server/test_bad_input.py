@@ -42,6 +42,7 @@ def bodies(mine: Objects) -> dict[str, dict[str, Any]]:
         },
         "save_weights": {**run, **save},
         "save_weights_for_sampler": {**run, **save, "sampling_session_seq_id": 7, "kind": "snapshot"},
+        "save_weights_external": {**run, **save, "age_encryption_recipients": None},
         "load_weights": {**run, "path": mine.path, "optimizer": True, "session_id": mine.session, "model_seq_id": 5},
         "create_sampling_session": {
             "session_id": mine.session,

@@ -64,7 +64,7 @@ def test_what_is_told_of_a_checkpoint(serve: Serve) -> None:
             info = await world.alice.ok("weights_info", {"tinker_path": path.replace("tinker://", "mint://")})
             shape = {"lora_rank": 4, "train_unembed": True, "train_mlp": True, "train_attn": True}
             assert info == {"base_model": MODEL, "is_lora": True, "optimizer_config": {"type": "adamw"}, **shape}
-            for wrong, code in ((f"tinker://{run}/external_weights/a", 400), (f"tinker://{run}/weights/b", 404)):
+            for wrong, code in ((f"tinker://{run}/other_weights/a", 400), (f"tinker://{run}/weights/b", 404)):
                 response = await world.alice.post("weights_info", {"tinker_path": wrong})
                 assert (response.status_code, response.json()["field"]) == (code, "tinker_path")
 

@@ -20,6 +20,7 @@ from mint.wire import messages_pb2 as pb
 from .inprocess import MODEL, PROTOBUF, Api, Serve, World, datum, play
 from .key_rows import add
 from .objects import LORA, LOSS, PASS, REVERSE_KL, SAMPLE, Objects
+from .uploads.made import adapter, tar
 
 API = "/api/v1"
 OPENAI = ("/v1", "/oai/api/v1")
@@ -57,7 +58,11 @@ NOTHING: Requests = lambda _theirs, _mine: [{}]  # noqa: E731  # one request wit
 OPEN = {f"GET {API}/healthz", "GET /healthz", "GET /readyz"}
 """Answered without a key; they tell of nobody."""
 
-LINKS = {f"GET {API}/traces/{{session_id}}"}
+LINKS = {
+    f"GET {API}/traces/{{session_id}}",
+    f"GET {API}/checkpoint_archives/{{checkpoint_id}}",
+    f"GET {API}/checkpoint_files/{{checkpoint_id}}/{{file}}",
+}
 """Answered to whoever has a signed link; a key does not help."""
 
 ONE = f"{API}/training_runs/{{run_id}}/checkpoints/{{segment}}/{{name}}"
@@ -91,11 +96,13 @@ REFUSED: dict[str, Requests] = {
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "path": "b"},
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "sampling_session_seq_id": 5},
     ),
+    f"POST {API}/save_weights_external": on_run(path="b"),
     f"POST {API}/load_weights": bodies(
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "path": theirs.path},
         lambda theirs, mine: {"model_id": mine.run, "seq_id": 3, "path": theirs.path},
         lambda theirs, mine: {"session_id": mine.session, "model_seq_id": 9, "path": theirs.path},
         lambda theirs, mine: {"session_id": theirs.session, "model_seq_id": 9, "path": mine.path},
+        lambda theirs, mine: {"model_id": mine.run, "seq_id": 5, "path": theirs.path, "weights_access_token": "x"},
     ),
     f"POST {API}/create_sampling_session": bodies(
         lambda theirs, _: {"session_id": theirs.session, "sampling_session_seq_id": 1, "base_model": MODEL},
@@ -116,6 +123,11 @@ REFUSED: dict[str, Requests] = {
     f"DELETE {ONE}": on_checkpoint(),
     f"POST {ONE}/publish": on_checkpoint(),
     f"DELETE {ONE}/publish": on_checkpoint(),
+    f"GET {ONE}/archive": on_checkpoint(),
+    f"GET {ONE}/external_weights_urls": on_checkpoint(),
+    f"POST {ONE}/access_tokens": on_checkpoint(json={}),
+    f"GET {ONE}/access_tokens": on_checkpoint(),
+    f"DELETE {ONE}/access_tokens/{{token_id}}": on_checkpoint(token_id=1),
     f"PUT {ONE}/ttl": on_checkpoint(json={"ttl_seconds": 3600}),
     f"POST {API}/weights_info": bodies(lambda theirs, _: {"tinker_path": theirs.path}),
     f"POST {API}/copy_weights": bodies(
@@ -145,6 +157,7 @@ OWN: dict[str, dict[str, Any]] = {
     f"GET {API}/audit": {},
     f"GET {API}/training_runs": {"params": {"access_scope": "accessible"}},
     f"GET {API}/checkpoints": {},
+    f"POST {API}/checkpoints/upload": {"files": {"file": tar(adapter())}},
     f"GET {API}/sessions": {"params": {"access_scope": "accessible"}},
     f"POST {API}/sessions/search": {"json": {}},
     **{f"GET {prefix}/models": {} for prefix in OPENAI},

@@ -52,9 +52,9 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def has_input(label: str) -> bool:
-    """Whether there is anything to get wrong; any text does for a path."""
+    """Whether there is anything to get wrong; any text does for a path or a header."""
     raw = OPERATIONS[label].definition.raw
-    return "requestBody" in raw or any(each["in"] != "path" for each in raw.get("parameters", ()))
+    return "requestBody" in raw or any(each["in"] not in ("path", "header") for each in raw.get("parameters", ()))
 
 
 POSITIVE = [(label, GenerationMode.POSITIVE) for label in sorted(OPERATIONS)]

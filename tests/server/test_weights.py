@@ -175,7 +175,6 @@ def test_a_run_made_from_a_checkpoint(serve: Serve) -> None:
                 ({"base_model": "other"}, "base_model"),
                 ({"optimizer_config": {"type": "dimuon", "version": 1}}, "optimizer_config.type"),
                 ({"model_id": run, "seq_id": 2}, "body"),
-                ({"weights_access_token": "tml-x"}, "weights_access_token"),
                 ({"model_seq_id": None}, "body"),
             ):
                 response = await world.alice.post("load_weights", {**new, "model_seq_id": 2, **wrong})

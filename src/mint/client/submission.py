@@ -12,6 +12,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
+
     from tinker import APIFuture, ServiceClient, TrainingClient
     from tinker.lib.internal_client_holder import InternalClientHolder
     from tinker.types.shared.untyped_api_future import UntypedAPIFuture
@@ -132,3 +134,10 @@ def create_run(service: ServiceClient, base_model: str, request: dict[str, Any])
         return TrainingClient(holder, model_seq_id=number, model_id=created.model_id, info=info)
 
     return holder.run_coroutine_threadsafe(run())
+
+
+def awaitable(future: Future[T]) -> APIFuture[T]:
+    """What runs in a thread, as the SDK's clients hand out what they run: for `.result()` or `await`."""
+    from tinker.lib.public_interfaces.api_future import AwaitableConcurrentFuture  # noqa: PLC0415
+
+    return AwaitableConcurrentFuture(future)

@@ -20,13 +20,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from mint.engine.core import LoraShape
+from mint.engine.formats import CONFIG_FILE, WEIGHTS_FILE, factor_name, peft_config
 from mint.engine.pool import Buffers
 from mint.errors import BadRequestError
 from mint.models.lora import LinearSite
 from mint.models.segments import AdapterSlot, GroupWeights
 
-WEIGHTS_FILE = "adapter_model.safetensors"
-CONFIG_FILE = "adapter_config.json"
 SCALE_VARIANTS = ("use_rslora", "use_dora", "rank_pattern", "alpha_pattern")
 """Settings of PEFT under which an adapter computes something else than LoRA with one scale."""
 
@@ -174,7 +173,8 @@ def save_adapter(adapter: Adapter, directory: Path, base_model: str) -> None:
         tensors[_key(block.site, "A")] = a.clone()
         tensors[_key(block.site, "B")] = b.clone()
     save_file(tensors, directory / WEIGHTS_FILE, metadata={"format": "pt"})
-    text = json.dumps(_peft_config(adapter.layout, base_model), indent=2, sort_keys=True)
+    config = peft_config(adapter.layout.shape, (block.site.name for block in adapter.layout.blocks), base_model)
+    text = json.dumps(config, indent=2, sort_keys=True)
     (directory / CONFIG_FILE).write_text(text + "\n")
 
 
@@ -206,22 +206,7 @@ def load_adapter(directory: Path, sites: Sequence[LinearSite], device: torch.dev
 
 
 def _key(site: LinearSite, factor: str) -> str:
-    return f"base_model.model.{site.name}.lora_{factor}.weight"
-
-
-def _peft_config(layout: AdapterLayout, base_model: str) -> dict[str, Any]:
-    shape = layout.shape
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": shape.rank,
-        "lora_alpha": shape.alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "inference_mode": True,
-        "target_modules": sorted({block.site.name.rpartition(".")[2] for block in layout.blocks}),
-    }
+    return factor_name(site.name, factor)
 
 
 def _shape_of(config: dict[str, Any], tensors: dict[str, Tensor], sites: Sequence[LinearSite]) -> LoraShape:

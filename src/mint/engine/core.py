@@ -26,6 +26,16 @@ StopReason = Literal["stop", "length"]
 
 
 @dataclass(frozen=True)
+class LoraSite:
+    """A linear layer that a LoRA can adapt: `name` is its path in the base model, `kind` the flag that trains it."""
+
+    name: str
+    kind: Literal["attn", "mlp", "unembed"]
+    in_features: int
+    out_features: int
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What a served base model is. Filled by the engine worker once it has loaded the model.
 
@@ -43,6 +53,7 @@ class ModelInfo:
     stop_token_ids: tuple[int, ...]
     max_lora_rank: int
     num_parameters: int
+    lora_sites: tuple[LoraSite, ...] = ()
 
     @property
     def capacity(self) -> str:

@@ -16,15 +16,10 @@ from torch import Tensor
 
 from mint.engine.adapters import Adapter, AdapterLayout, load_adapter, save_adapter
 from mint.engine.core import AdamParams, LoraShape
+from mint.engine.formats import LAYOUT_VERSION, MOMENTS, OPTIMIZER_FILE
 from mint.engine.pool import pool_of
 from mint.errors import BadRequestError
 from mint.models.lora import LinearSite
-
-OPTIMIZER_FILE = "optimizer.safetensors"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-
-LAYOUT_VERSION = 2
-"""Of the order of an adapter's factors in its flat buffer, which is that of the moments in the file."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ import torch
 from mint.config import EngineConfig, ModelSource
 from mint.engine import channel
 from mint.engine.constraints import ConstraintCompiler
-from mint.engine.core import Command, ModelInfo
+from mint.engine.core import Command, LoraSite, ModelInfo
 from mint.engine.engine import Answer, Engine
 from mint.errors import MintError, ModelLoadError
 from mint.models.loading import load, load_tokenizer, locate, stop_token_ids
@@ -64,6 +64,7 @@ def build_engine(
         stop_token_ids=ends,
         max_lora_rank=config.max_lora_rank,
         num_parameters=model.num_parameters,
+        lora_sites=tuple(LoraSite(s.name, s.kind, s.in_features, s.out_features) for s in model.sites),
     )
     return engine, info
 

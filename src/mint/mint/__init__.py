@@ -10,6 +10,7 @@ from mint.client.discovery import resolve as _resolve
 from mint.client.namespace import mint_version as _mint_version
 from mint.mint.rollout_correction import RolloutCorrectionConfig, create_lora_training_client
 from mint.mint.training import ReverseKLDatum, ReverseKLOutput, forward_backward_reverse_kl, train_step
+from mint.mint.transfers import download_checkpoint, upload_checkpoint
 
 __all__ = [
     "Endpoint",
@@ -19,8 +20,10 @@ __all__ = [
     "__version__",
     "create_lora_training_client",
     "credentials",
+    "download_checkpoint",
     "forward_backward_reverse_kl",
     "train_step",
+    "upload_checkpoint",
 ]
 
 __version__ = _mint_version()

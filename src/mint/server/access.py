@@ -7,9 +7,11 @@ from typing import TypeVar
 from sqlalchemy import Connection
 
 from mint.errors import BadRequestError, GoneError, NotFoundError, PermissionDeniedError
-from mint.store import checkpoints, repository
-from mint.store.schema import Checkpoint, CustomLoss, Operation, Run, Sampler, Session
+from mint.store import checkpoints, repository, weights_tokens
+from mint.store.schema import Checkpoint, CheckpointKind, CustomLoss, Operation, Run, Sampler, Session
 from mint.wire.paths import CheckpointPath
+
+TOKEN_FIELD = "weights_access_token"
 
 Owned = TypeVar("Owned", Session, Run, Sampler, Checkpoint, CustomLoss, Operation)
 
@@ -49,12 +51,15 @@ def run(connection: Connection, run_id: str, owner: str) -> Run:
     """A run of an open session.
 
     Raises:
-        BadRequestError: it holds a copy of a checkpoint and nothing else.
+        BadRequestError: it holds a checkpoint and nothing else.
     """
     found = owned(repository.find(connection, Run, run_id=run_id), owner, "model_id", run_id)
     session(connection, found.session_id, owner)
     if found.copied:
-        raise BadRequestError(f"{run_id} holds copied weights; load them into another run to train", field="model_id")
+        raise BadRequestError(
+            f"{run_id} only holds weights that were copied or uploaded; load them into another run to train",
+            field="model_id",
+        )
     return found
 
 
@@ -64,10 +69,31 @@ def sampler(connection: Connection, sampler_id: str, owner: str) -> Sampler:
     return owned(found, owner, "sampling_session_id", sampler_id)
 
 
-def checkpoint(connection: Connection, path: str, owner: str, field: str) -> Checkpoint:
-    """A checkpoint to read: theirs, or published, and not expired."""
+def checkpoint(connection: Connection, path: str, owner: str, field: str, token: str | None = None) -> Checkpoint:
+    """A checkpoint to read: theirs, published, or one that the access token `token` is for; and not expired.
+
+    Raises:
+        NotFoundError: there is no such checkpoint.
+        PermissionDeniedError: it is none of theirs.
+    """
     found = checkpoints.live(connection, path)
-    return found if found is not None and found.public else owned(found, owner, field, path)
+    if found is None or found.owner == owner or found.public or token is None:
+        return found if found is not None and found.public else owned(found, owner, field, path)
+    if not weights_tokens.opens(connection, token, found):
+        raise PermissionDeniedError(f"does not let at {path}: it is another's, or has ended", field=TOKEN_FIELD)
+    return found
+
+
+def weights(connection: Connection, path: str, owner: str, field: str, token: str | None = None) -> Checkpoint:
+    """A checkpoint to load or to sample; see `checkpoint`.
+
+    Raises:
+        BadRequestError: it is for download only.
+    """
+    found = checkpoint(connection, path, owner, field, token)
+    if found.kind == CheckpointKind.EXTERNAL:
+        raise BadRequestError(f"{path} is for download only; use the run's other checkpoints here", field=field)
+    return found
 
 
 def own_checkpoint(connection: Connection, path: str, owner: str) -> Checkpoint:
@@ -81,14 +107,14 @@ def sample_source(
     """Base model, path and folder of what is to be sampled: a base model or a checkpoint.
 
     Raises:
-        BadRequestError: neither is given, or the checkpoint is of another base model.
+        BadRequestError: neither is given, or the checkpoint is of another base model or for download only.
     """
     if model_path is None:
         if base_model is None:
             raise BadRequestError("give a base_model or a model_path", field="base_model")
         return base_model, None, None
     path = str(CheckpointPath.parse(model_path, "model_path"))
-    found = checkpoint(connection, path, owner, "model_path")
+    found = weights(connection, path, owner, "model_path")
     if base_model is not None and base_model != found.base_model:
         raise BadRequestError(f"is {base_model!r}, but {path} was trained on {found.base_model!r}", field="base_model")
     return found.base_model, path, found.directory

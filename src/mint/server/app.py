@@ -7,6 +7,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
+from shutil import rmtree
 
 from fastapi import FastAPI
 
@@ -27,10 +28,12 @@ from mint.server.operations.recovery import ServerJournal, resume
 from mint.server.request_log import RequestLog
 from mint.server.results import Results
 from mint.server.routes import (
+    access_tokens,
     admin,
     auth,
     bootstrap,
     checkpoints,
+    downloads,
     futures,
     health,
     models,
@@ -40,6 +43,7 @@ from mint.server.routes import (
     sessions,
     traces,
     training_runs,
+    uploads,
 )
 from mint.server.services import Services
 from mint.server.sweeper import keep_sweeping
@@ -79,12 +83,12 @@ def create_app(config: ServerConfig) -> FastAPI:
             services.database.close()
 
     app = FastAPI(title="MinT", version=version("mint"), lifespan=lifespan)
-    app.add_middleware(LimitedBody, max_bytes=config.max_body_bytes)
+    app.add_middleware(LimitedBody, max_bytes=config.max_body_bytes, besides=f"{PREFIX}{uploads.PATH}")
     app.add_middleware(LimitedBody, max_bytes=MAX_BODY_BYTES, prefixes=openai.PREFIXES)
     app.add_middleware(RequestLog)
     errors.install(app)
     app.include_router(health.router)
-    rest = (sessions, search, traces, training_runs, checkpoints, admin)
+    rest = (sessions, search, traces, training_runs, checkpoints, access_tokens, downloads, uploads, admin)
     for module in (bootstrap, auth, *rest, models, operations, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
     for prefix in openai.PREFIXES:
@@ -93,6 +97,7 @@ def create_app(config: ServerConfig) -> FastAPI:
 
 
 def _build(config: ServerConfig) -> Services:
+    rmtree(config.upload_dir, ignore_errors=True)  # what the last process was receiving
     database = Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
     tokens = Tokens(config.data_dir)
     given = [given_key(key) for key in config.api_keys] + [given_key(key, Role.ADMIN) for key in config.admin_keys]

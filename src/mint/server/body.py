@@ -10,12 +10,19 @@ from mint.wire.passes import decompress
 
 
 class LimitedBody:
-    """ASGI middleware: whatever reads a body, reads no more than `max_bytes` of it, on paths that begin so."""
+    """ASGI middleware: whatever reads a body, reads no more than `max_bytes` of it, on paths that begin so.
 
-    def __init__(self, app: ASGIApp, max_bytes: int, prefixes: tuple[str, ...] = ("/",)) -> None:
+    Args:
+        besides: a path whose route has a limit of its own.
+    """
+
+    def __init__(
+        self, app: ASGIApp, max_bytes: int, prefixes: tuple[str, ...] = ("/",), besides: str | None = None
+    ) -> None:
         self._app = app
         self._max_bytes = max_bytes
         self._prefixes = prefixes
+        self._besides = besides
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """See ASGI."""
@@ -31,6 +38,7 @@ class LimitedBody:
             return message
 
         limited = scope["type"] == "http" and scope["path"].startswith(self._prefixes)
+        limited = limited and scope["path"] != self._besides
         await self._app(scope, receive_some if limited else receive, send)
 
 

@@ -90,15 +90,20 @@ def _check_queue(connection: Connection, key: Key) -> None:
         )
 
 
-def check_stored_bytes(connection: Connection, key: Key) -> None:
-    """Refuse another checkpoint.
+def check_stored_bytes(connection: Connection, key: Key, adding: int = 0) -> None:
+    """Refuse another checkpoint, of `adding` bytes where that is known.
 
     Raises:
-        LimitExceededError: the key's owner has as many bytes as it allows.
+        LimitExceededError: the key's owner has as many bytes as it allows, or would have more.
     """
     # saves that are under way count once their size is known
     limit = key.max_stored_bytes
-    if limit is not None and (stored := counts.stored_bytes(connection, key.owner)) >= limit:
+    if limit is None:
+        return
+    stored = counts.stored_bytes(connection, key.owner)
+    if stored >= limit or stored + adding > limit:
+        more = f", and this one has {adding}" if adding else ""
         raise LimitExceededError(
-            f"is {limit}, and {key.owner} has checkpoints of {stored} bytes; delete some", field="max_stored_bytes"
+            f"is {limit}, and {key.owner} has checkpoints of {stored} bytes{more}; delete some",
+            field="max_stored_bytes",
         )

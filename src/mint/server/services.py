@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import time
 
@@ -22,6 +25,21 @@ from mint.server.tokens import Tokens
 from mint.store.database import Database
 
 
+class Underway(Counter[str]):
+    """How many of something are under way now, by name; one of which there are none is not in it."""
+
+    @contextmanager
+    def one(self, name: str) -> Iterator[None]:
+        """One more, for as long as the block takes."""
+        self[name] += 1
+        try:
+            yield
+        finally:
+            self[name] -= 1
+            if not self[name]:
+                del self[name]
+
+
 @dataclass
 class Services:
     """The parts of a running server.
@@ -30,6 +48,8 @@ class Services:
         created_at: when this process began to serve, in Unix seconds.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
         draining: the server is stopping; it accepts no more work.
+        downloads: checkpoint folders that are being downloaded; the sweeper leaves them alone.
+        uploads: owners who are uploading.
     """
 
     config: ServerConfig
@@ -48,6 +68,8 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
+    downloads: Underway = field(default_factory=Underway)
+    uploads: Underway = field(default_factory=Underway)
 
     @property
     def heard_since(self) -> float:

@@ -60,7 +60,8 @@ async def end_revisions(services: Services, session_id: str) -> None:
 async def _delete_unread(services: Services) -> None:
     def find(connection: Connection) -> list[str]:
         # samples that are not journaled hold their revision as long as they are here
-        return checkpoints.deletable(connection, REPLAYED, services.samples.revisions(), BATCH)
+        held = {*services.samples.revisions(), *services.downloads}
+        return checkpoints.deletable(connection, REPLAYED, held, BATCH)
 
     while folders := await services.database.transaction(find):
         await asyncio.to_thread(_delete, services.catalog.checkpoint_dir, folders)

@@ -25,6 +25,7 @@ from mint.store.schema import (
     runs,
     samplers,
     sessions,
+    weights_tokens,
 )
 
 ABANDONED_SECONDS = 24 * 3600.0
@@ -38,7 +39,15 @@ def unexpired() -> ColumnElement[bool]:
 
 def live(connection: Connection, path: str) -> Checkpoint | None:
     """The checkpoint of that path, unless it has expired."""
-    checkpoint = repository.find(connection, Checkpoint, path=path)
+    return _unless_expired(repository.find(connection, Checkpoint, path=path))
+
+
+def live_by_id(connection: Connection, checkpoint_id: str) -> Checkpoint | None:
+    """The checkpoint of that id, unless it has expired."""
+    return _unless_expired(repository.find(connection, Checkpoint, checkpoint_id=checkpoint_id))
+
+
+def _unless_expired(checkpoint: Checkpoint | None) -> Checkpoint | None:
     if checkpoint is None or (checkpoint.expires_at is not None and checkpoint.expires_at <= time()):
         return None
     return checkpoint
@@ -55,10 +64,11 @@ def put(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = Fal
 
 
 def remove(connection: Connection, *gone: Checkpoint) -> None:
-    """Take names away; with its last one, a folder is discarded."""
+    """Take names away, and their access tokens; with its last name, a folder is discarded."""
     ids = [checkpoint.checkpoint_id for checkpoint in gone]
     directories = {checkpoint.directory for checkpoint in gone}
     connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id.in_(ids)))
+    connection.execute(delete(weights_tokens).where(weights_tokens.c.checkpoint_id.in_(ids)))
     named = select(checkpoints.c.directory).where(checkpoints.c.directory.in_(directories))
     unnamed = directories.difference(connection.scalars(named))
     if unnamed:

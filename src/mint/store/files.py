@@ -18,6 +18,7 @@ from mint.errors import GoneError, NotFoundError
 
 MANIFEST = "manifest.json"
 STAGED = ".staged"
+PIECE = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -44,15 +45,15 @@ def commit(root: Path, name: str) -> None:
     else:
         _write_manifest(staged)
         staged.rename(final)
-    _sync(root)
+    sync(root)
 
 
 def _write_manifest(folder: Path) -> None:
     entries = {path.name: _entry(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     document = {"files": {name: asdict(entry) for name, entry in entries.items()}}
     (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
-    _sync(folder / MANIFEST)
-    _sync(folder)
+    sync(folder / MANIFEST)
+    sync(folder)
 
 
 def _entry(path: Path) -> FileEntry:
@@ -61,7 +62,8 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(os.fstat(file.fileno()).st_size, digest.hexdigest())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -80,6 +82,11 @@ def read_manifest(folder: Path) -> dict[str, FileEntry]:
         return {name: FileEntry(**entry) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DamagedError(f"the manifest of checkpoint folder {folder.name} cannot be read: {error!r}") from error
+
+
+def manifest_entry(folder: Path) -> FileEntry:
+    """Of the manifest itself."""
+    return _entry(folder / MANIFEST)
 
 
 def check(folder: Path, path: str, field: str) -> None:
@@ -107,6 +114,25 @@ def damaged_files(folder: Path) -> list[str]:
     """
     entries = read_manifest(folder).items()
     return [name for name, entry in entries if not (folder / name).is_file() or _entry(folder / name) != entry]
+
+
+def read(folder: Path, name: str) -> Iterator[bytes]:
+    """A file of a checkpoint in pieces of at most `PIECE` bytes; it is opened now.
+
+    Raises:
+        DamagedError: the file is gone.
+    """
+    try:
+        file = (folder / name).open("rb")
+    except FileNotFoundError as error:
+        raise DamagedError(f"{name} of checkpoint folder {folder.name} is gone") from error
+
+    def pieces() -> Iterator[bytes]:
+        with file:
+            while piece := file.read(PIECE):
+                yield piece
+
+    return pieces()
 
 
 def remove(root: Path, name: str) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from time import time
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import Connection, Select, and_, bindparam, exists, func, or_, select, union_all
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, or_, select, union_all
 
 from mint.store.checkpoints import unexpired
 from mint.store.schema import (
@@ -62,18 +62,24 @@ class RunView:
 # --- checkpoints --------------------------------------------------------------------------------------------
 
 
-def checkpoints_of_owner(connection: Connection, owner: str, window: Window) -> Page[Checkpoint]:
-    """All named checkpoints of an owner."""
-    query = select(checkpoints).where(named, checkpoints.c.owner == owner, unexpired())
+def checkpoints_of_owner(
+    connection: Connection, owner: str, window: Window, *, external: bool = True
+) -> Page[Checkpoint]:
+    """All named checkpoints of an owner, those for download only if `external`."""
+    query = select(checkpoints).where(named, checkpoints.c.owner == owner, unexpired(), *_kinds(external))
     return _page(connection, Checkpoint, [query], window, ("created_at", "path"))
 
 
-def checkpoints_of_run(connection: Connection, run_id: str, *, public: bool) -> list[Checkpoint]:
-    """A run's named checkpoints; with `public`, those that are published."""
-    query = select(checkpoints).where(named, checkpoints.c.run_id == run_id, unexpired())
+def checkpoints_of_run(connection: Connection, run_id: str, *, public: bool, external: bool = True) -> list[Checkpoint]:
+    """A run's named checkpoints, those for download only if `external`; with `public`, those that are published."""
+    query = select(checkpoints).where(named, checkpoints.c.run_id == run_id, unexpired(), *_kinds(external))
     query = query.where(published) if public else query
     rows = connection.execute(query.order_by(checkpoints.c.created_at.desc(), checkpoints.c.path.desc()))
     return [Checkpoint(**row._mapping) for row in rows]
+
+
+def _kinds(external: bool) -> list[ColumnElement[bool]]:
+    return [] if external else [checkpoints.c.kind != CheckpointKind.EXTERNAL]
 
 
 @dataclass(frozen=True)

@@ -121,10 +121,11 @@ runs = Table(
 
 
 class CheckpointKind(StrEnum):
-    """Training checkpoints have the optimizer's state, samplers' have weights alone."""
+    """Training checkpoints have the optimizer's state, samplers' weights alone; external ones are for download only."""
 
     TRAINING = "training"
     SAMPLER = "sampler"
+    EXTERNAL = "external"
 
 
 @dataclass(frozen=True)
@@ -207,6 +208,19 @@ discarded = Table(
     Column("discarded_at", Float, nullable=False),
 )
 """Folders whose last name is gone. Their files go when nobody reads them any more, and then the row."""
+
+
+weights_tokens = Table(
+    "weights_tokens",
+    metadata,
+    Column("token_id", Integer, primary_key=True),
+    Column("digest", String, nullable=False, unique=True),
+    Column("checkpoint_id", String, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("expires_at", Float),
+    Index("weights_tokens_of_checkpoint", "checkpoint_id"),
+)
+"""See `mint.store.weights_tokens`. Rows go with their checkpoint."""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal, get_args
 
 from mint.errors import BadRequestError
 
-Segment = Literal["weights", "sampler_weights"]
+Segment = Literal["weights", "sampler_weights", "external_weights"]
 SCHEMES = ("tinker://", "mint://")
 
 
@@ -31,10 +31,9 @@ class CheckpointPath:
         """
         scheme = next((scheme for scheme in SCHEMES if text.startswith(scheme)), None)
         parts = text.removeprefix(scheme or "").split("/")
-        if scheme is None or len(parts) != 3 or parts[1] not in get_args(Segment) or not all(parts):
-            raise BadRequestError(
-                f"{text!r} is no checkpoint path; it should read tinker://<run>/<weights|sampler_weights>/<name>",
-                field=field,
-            )
-        run_id, segment, name = parts
-        return cls(run_id, "weights" if segment == "weights" else "sampler_weights", name)
+        segments: tuple[Segment, ...] = get_args(Segment)
+        segment = next((segment for segment in segments if parts[1:2] == [segment]), None)
+        if scheme is None or len(parts) != 3 or segment is None or not all(parts):
+            form = f"tinker://<run>/<{'|'.join(segments)}>/<name>"
+            raise BadRequestError(f"{text!r} is no checkpoint path; it should read {form}", field=field)
+        return cls(parts[0], segment, parts[2])

@@ -203,6 +203,17 @@ class SaveWeightsForSamplerRequest(WireModel):
     user_metadata: Metadata | None = None
 
 
+class SaveWeightsExternalRequest(WireModel):
+    """Write the weights for download, encrypted to `age_encryption_recipients` where there are any."""
+
+    model_id: str
+    path: CheckpointName
+    seq_id: SequenceNumber
+    ttl_seconds: TtlSeconds | None = None
+    user_metadata: Metadata | None = None
+    age_encryption_recipients: Annotated[list[str], Field(max_length=10)] | None = None
+
+
 class LoadWeightsRequest(WireModel):
     """Load a checkpoint into a run (model_id and seq_id), or as a new run (session_id and model_seq_id).
 

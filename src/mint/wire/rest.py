@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from mint.wire.requests import Count, EndedAs, ProjectId, TtlSeconds, WireModel
+from mint.wire.requests import CheckpointName, Count, EndedAs, ProjectId, TtlSeconds, WireModel
 
 
 class CopyWeightsRequest(WireModel):
@@ -18,6 +18,15 @@ class CopyWeightsRequest(WireModel):
     model_seq_id: Count | None = None
     ttl_seconds: TtlSeconds | None = None
     weights_access_token: str | None = None
+
+
+class UploadRequest(WireModel):
+    """What is told beside an uploaded archive. `base_model` stands for what the adapter's configuration names."""
+
+    name: CheckpointName = "uploaded"
+    base_model: str | None = None
+    project_id: ProjectId | None = None
+    ttl_seconds: TtlSeconds | None = None
 
 
 class TtlRequest(WireModel):

@@ -51,7 +51,7 @@ def find_target(connection: Connection, catalog: Catalog, name: str, owner: str)
     """
     revision, created_at, base_model = None, None, name
     if name.startswith(SCHEMES):
-        checkpoint = access.checkpoint(connection, str(CheckpointPath.parse(name, "model")), owner, "model")
+        checkpoint = access.weights(connection, str(CheckpointPath.parse(name, "model")), owner, "model")
         revision = Revision(checkpoint.directory, catalog.checkpoint_dir / checkpoint.directory)
         created_at, base_model = checkpoint.created_at, checkpoint.base_model
     try:

@@ -1,12 +1,7 @@
-"""copy_weights: another name for a checkpoint's files, which are not copied.
-
-The copy belongs to a run of its own that nothing else is done with. It is answered at once and is journaled as that
-run's first operation, so that a retry finds it; without a session of the client's, one is made for the retry's key.
-"""
+"""copy_weights: another name for a checkpoint's files, which are not copied. See `holders`."""
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from secrets import token_hex
 from time import time
@@ -16,12 +11,11 @@ from sqlalchemy import Connection
 
 from mint.errors import BadRequestError
 from mint.server import access, limits
+from mint.server.operations.holders import Request, hold, known_answer, put_session
 from mint.server.operations.training import run_id_of
-from mint.server.operations.weights import SHAPE_FIELDS
-from mint.store import audit, checkpoints, journal, repository
+from mint.store import audit, repository
 from mint.store.keys import Key
-from mint.store.schema import Checkpoint, Operation, Run, Session, Status
-from mint.wire.passes import JSON
+from mint.store.schema import Checkpoint, Run, Session
 from mint.wire.paths import CheckpointPath
 from mint.wire.rest import CopyWeightsRequest
 
@@ -29,7 +23,7 @@ KIND = "copy_weights"
 
 
 def copy_weights(
-    connection: Connection, request: CopyWeightsRequest, idempotency_key: str | None, caller: Key
+    connection: Connection, request: CopyWeightsRequest, idempotency_key: str | None, token: str | None, caller: Key
 ) -> dict[str, Any]:
     """Copy; or answer what the first try of the same call was answered.
 
@@ -43,99 +37,47 @@ def copy_weights(
         raise BadRequestError(
             "give either destination_project_id, or session_id and model_seq_id", field="destination_project_id"
         )
-    session, number = _destination(connection, request, idempotency_key, caller.owner)
+    asked = Request(KIND, request.model_dump(exclude={"weights_access_token"}), idempotency_key)
+    session, number = _destination(connection, request, asked, caller.owner)
     run_id = run_id_of(session.session_id, number)
-    if (first := journal.known(connection, run_id, 0)) is not None:
-        return _answer_again(first, request)
+    field = "model_seq_id" if request.model_seq_id is not None else "X-Idempotency-Key"
+    if (answer := known_answer(connection, asked, run_id, field)) is not None:
+        return answer
     path = str(CheckpointPath.parse(request.source_path, "source_path"))
-    source = access.checkpoint(connection, path, caller.owner, "source_path")
+    source = access.checkpoint(connection, path, caller.owner, "source_path", token)
     limits.check_stored_bytes(connection, caller)
-    trained = repository.find(connection, Run, run_id=source.run_id)
-    assert trained is not None
-    return _copy(connection, request, source, _holder(source, trained, run_id, session))
+    return _copy(connection, asked, request.ttl_seconds, source, run_id, session)
 
 
 def _destination(
-    connection: Connection, request: CopyWeightsRequest, key: str | None, owner: str
+    connection: Connection, request: CopyWeightsRequest, asked: Request, owner: str
 ) -> tuple[Session, int]:
     """The session that has the copy, and the run's number in it."""
     if request.session_id is not None and request.model_seq_id is not None:
         return access.session(connection, request.session_id, owner), request.model_seq_id
-    now = time()
-    session = Session(
-        session_id=f"session-{token_hex(8)}",
-        owner=owner,
-        created_at=now,
-        last_heartbeat=now,
-        idempotency_key=f"{KIND}:{key}" if key is not None else None,
-        project_id=request.destination_project_id,
-        finished_at=now,
-        finish_reason="success",
-        finish_detail=f"holds a copy of {request.source_path}",
-    )
-    return repository.put_session(connection, session), 0
+    detail = f"holds a copy of {request.source_path}"
+    return put_session(connection, asked, owner, request.destination_project_id, detail), 0
 
 
-def _answer_again(first: Operation, request: CopyWeightsRequest) -> dict[str, Any]:
-    if first.kind != KIND or first.facts["request"] != request.model_dump():
-        raise BadRequestError(
-            f"{first.stream} is there already, by another call; a number or an idempotency key names one copy",
-            field="model_seq_id" if request.model_seq_id is not None else "X-Idempotency-Key",
-        )
-    assert first.result is not None
-    answer: dict[str, Any] = json.loads(first.result)
-    return answer
-
-
-def _holder(source: Checkpoint, trained: Run, run_id: str, session: Session) -> Run:
-    """The run that has the copy; what is trained from it has the rollout correction of the run that was `trained`."""
-    return Run(
-        run_id=run_id,
-        session_id=session.session_id,
-        owner=session.owner,
-        base_model=source.base_model,
-        **{name: getattr(source, name) for name in SHAPE_FIELDS},
-        lora_seed=None,
-        created_at=time(),
-        rollout_correction=trained.rollout_correction,
-        copied=True,
-    )
-
-
-def _copy(connection: Connection, request: CopyWeightsRequest, source: Checkpoint, run: Run) -> dict[str, Any]:
+def _copy(
+    connection: Connection, asked: Request, ttl: int | None, source: Checkpoint, run_id: str, session: Session
+) -> dict[str, Any]:
+    """What is trained from the copy has the rollout correction of the run that was trained."""
     assert source.path is not None
-    path = str(replace(CheckpointPath.parse(source.path, "source_path"), run_id=run.run_id))
+    trained = repository.find(connection, Run, run_id=source.run_id)
+    assert trained is not None
+    path, now = str(replace(CheckpointPath.parse(source.path, "source_path"), run_id=run_id)), time()
     copy = replace(
         source,
         checkpoint_id=f"copy-{token_hex(12)}",
         path=path,
-        run_id=run.run_id,
-        owner=run.owner,
-        created_at=run.created_at,
-        expires_at=run.created_at + request.ttl_seconds if request.ttl_seconds is not None else None,
+        run_id=run_id,
+        owner=session.owner,
+        created_at=now,
+        expires_at=now + ttl if ttl is not None else None,
         public=False,
     )
     answer = {"tinker_path": path}
-    repository.insert(connection, run)
-    checkpoints.put(connection, copy)
-    journal.insert(connection, _operation(request, run, answer))
-    audit.record(connection, "checkpoint_copy", run.owner, path=path, source_path=source.path)
+    hold(connection, asked, copy, session, answer, trained.rollout_correction)
+    audit.record(connection, "checkpoint_copy", session.owner, path=path, source_path=source.path)
     return answer
-
-
-def _operation(request: CopyWeightsRequest, run: Run, answer: dict[str, Any]) -> Operation:
-    return Operation(
-        request_id=f"req-{token_hex(12)}",
-        stream=run.run_id,
-        seq_id=0,
-        owner=run.owner,
-        kind=KIND,
-        status=Status.DONE,
-        payload_type=JSON,
-        payload=b"",
-        facts={"model": run.base_model, "request": request.model_dump()},
-        created_at=run.created_at,
-        result_type=JSON,
-        result=json.dumps(answer).encode(),
-        finished_at=run.created_at,
-    )

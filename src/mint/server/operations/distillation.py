@@ -75,7 +75,7 @@ def _reference(connection: Connection, request: DistillationRequest, run: Run, o
             f"{name!r} is neither a checkpoint's path nor {run.base_model!r}, the run's base model", field=FIELD
         )
     path = str(CheckpointPath.parse(name, FIELD))
-    checkpoint = access.checkpoint(connection, path, owner, FIELD)
+    checkpoint = access.weights(connection, path, owner, FIELD)
     if checkpoint.base_model != run.base_model:
         raise BadRequestError(
             f"{path} was trained on {checkpoint.base_model!r}, the run is on {run.base_model!r}", field=FIELD

@@ -7,6 +7,7 @@ import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from time import time
 from typing import TypeVar
 
@@ -67,12 +68,17 @@ async def fail(services: Services, operation: Operation, error: MintError) -> No
 async def _complete(services: Services, kind: Kind[R], operation: Operation, request: R, result: Result) -> Completion:
     try:
         if kind.saves:  # files are hashed, which would hold up everyone else
-            loop, folder = asyncio.get_running_loop(), services.catalog.checkpoint_dir
-            await loop.run_in_executor(COMMITS, files.commit, folder, operation.request_id)
+            loop, root = asyncio.get_running_loop(), services.catalog.checkpoint_dir
+            await loop.run_in_executor(COMMITS, _commit, kind, request, root, operation.request_id)
         return kind.finish(services.catalog, operation, request, result)
     except OSError as error:
         logger.exception("operation %s could not be finished", operation.request_id)
         raise MintError(f"the files could not be put in place: {error.strerror}") from error
+
+
+def _commit(kind: Kind[R], request: R, root: Path, name: str) -> None:
+    kind.seal(root / f"{name}{files.STAGED}", request)
+    files.commit(root, name)
 
 
 async def _write(services: Services, operation: Operation, status: Status, completion: Completion) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from reprlib import repr as shown
 from typing import Any, Protocol, TypeVar
 
@@ -67,6 +68,11 @@ class Kind(Protocol[R]):
         """The client's own numbering: stream and number."""
         ...
 
+    def journaled(self, request: R, body: bytes) -> bytes:
+        """What the journal keeps of the body: all of it, unless there is a secret in it."""
+        del request
+        return body
+
     def resolve(self, connection: Connection, catalog: Catalog, request: R, owner: str) -> dict[str, Any]:
         """Look up what the request refers to, as facts for the journal.
 
@@ -94,6 +100,13 @@ class Kind(Protocol[R]):
     def record(self, connection: Connection, operation: Operation, request: R) -> None:
         """Write rows in the transaction that journals the request; most kinds have none."""
         del connection, operation, request
+
+    def seal(self, folder: Path, request: R) -> None:
+        """Change a checkpoint folder that the worker has written, before it is committed; most kinds do not.
+
+        Called in a thread. The files must be flushed to the disk.
+        """
+        del folder, request
 
     def finish(self, catalog: Catalog, operation: Operation, request: R, result: Result) -> Completion:
         """Turn the worker's result into the answer.

@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from mint.server.catalog import Catalog
 from mint.server.operations.distillation import ReverseKLPass
+from mint.server.operations.external import SaveExternal
 from mint.server.operations.kind import Kind
 from mint.server.operations.sampling import AsyncSample
 from mint.server.operations.train_step import TrainStepKind
@@ -27,6 +28,7 @@ KINDS: dict[str, Kind[Any]] = {
         ReverseKLPass(),
         SaveWeights(),
         SaveForSampler(),
+        SaveExternal(),
         LoadWeights(),
         AsyncSample(),
     )

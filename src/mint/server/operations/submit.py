@@ -56,7 +56,7 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
     try:
         request = await aside(large, kind.parse, body, content_type)
         number = kind.stream(request)
-        arrived = _pending(kind.name, number, caller.owner, body, content_type)
+        arrived = _pending(kind.name, number, caller.owner, kind.journaled(request, body), content_type)
         return await _accept(services, kind, request, arrived, caller, large=large)
     except MintError as error:
         if kind.ordered and error.category == "user":

@@ -26,28 +26,35 @@ from mint.server.operations.training import run_id_of
 from mint.store import checkpoints, files, repository
 from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run, Sampler
 from mint.wire.paths import CheckpointPath, Segment
-from mint.wire.requests import LoadWeightsRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
+from mint.wire.requests import (
+    LoadWeightsRequest,
+    SaveWeightsExternalRequest,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsRequest,
+)
 
-SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest
+SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest | SaveWeightsExternalRequest
 
 SHAPE_FIELDS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 
 
-def _staging_folder(catalog: Catalog, operation: Operation) -> Path:
+def staging_folder(catalog: Catalog, operation: Operation) -> Path:
     """Where the worker writes, until all is written."""
     return catalog.checkpoint_dir / f"{operation.request_id}{files.STAGED}"
 
 
-def _run_facts(run: Run) -> dict[str, Any]:
+def run_facts(run: Run) -> dict[str, Any]:
+    """What a save of a run needs to know of it later."""
     return {"model": run.base_model, **{name: getattr(run, name) for name in SHAPE_FIELDS}}
 
 
-def _checkpoint(operation: Operation, request: SaveRequest, path: str | None, result: Result) -> Checkpoint:
+def checkpoint_row(operation: Operation, request: SaveRequest, path: str | None, result: Result) -> Checkpoint:
+    """The row that makes a save visible."""
     facts = operation.facts
     return Checkpoint(
         checkpoint_id=operation.request_id,
         path=path,
-        kind=CheckpointKind.TRAINING if isinstance(request, SaveWeightsRequest) else CheckpointKind.SAMPLER,
+        kind=_kind_of(request),
         run_id=operation.stream,
         owner=operation.owner,
         base_model=facts["model"],
@@ -60,12 +67,29 @@ def _checkpoint(operation: Operation, request: SaveRequest, path: str | None, re
     )
 
 
-def _refuse_taken(connection: Connection, path: CheckpointPath) -> None:
+def _kind_of(request: SaveRequest) -> CheckpointKind:
+    match request:
+        case SaveWeightsRequest():
+            return CheckpointKind.TRAINING
+        case SaveWeightsExternalRequest():
+            return CheckpointKind.EXTERNAL
+        case _:
+            return CheckpointKind.SAMPLER
+
+
+def refuse_taken(connection: Connection, path: CheckpointPath) -> None:
+    """A name is given once.
+
+    Raises:
+        BadRequestError: the path is that of a checkpoint.
+    """
     if checkpoints.live(connection, str(path)) is not None:
         raise BadRequestError(f"{path} exists; save under another name or with overwrite", field="path")
 
 
-def _put(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
+def put(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
+    """What adds the row when the save has its result."""
+
     def effect(connection: Connection) -> None:
         if not checkpoints.put(connection, checkpoint, overwrite=overwrite):
             raise BadRequestError(f"{checkpoint.path} was saved in the meantime", field="path")
@@ -96,18 +120,18 @@ class SaveWeights(Kind[SaveWeightsRequest]):
     ) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
         if not request.overwrite:
-            _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
-        return _run_facts(run)
+            refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
+        return run_facts(run)
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest) -> SaveState:
-        return SaveState(request.model_id, _staging_folder(catalog, operation))
+        return SaveState(request.model_id, staging_folder(catalog, operation))
 
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest, result: Result) -> Completion:
         path = str(CheckpointPath(request.model_id, self.segment, request.path))
-        checkpoint = _checkpoint(operation, request, path, result)
-        return Completion.json({"path": path, "type": "save_weights"}, _put(checkpoint, overwrite=request.overwrite))
+        checkpoint = checkpoint_row(operation, request, path, result)
+        return Completion.json({"path": path, "type": "save_weights"}, put(checkpoint, overwrite=request.overwrite))
 
 
 class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
@@ -145,12 +169,12 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     ) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
         if request.path is not None:
-            _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
-        return {**_run_facts(run), "session_id": run.session_id}
+            refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
+        return {**run_facts(run), "session_id": run.session_id}
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest) -> ExportRevision:
-        folder = _staging_folder(catalog, operation)
+        folder = staging_folder(catalog, operation)
         return ExportRevision(request.model_id, folder, key=operation.request_id)
 
     @override
@@ -159,13 +183,13 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     ) -> Completion:
         if request.path is not None:
             path = str(CheckpointPath(request.model_id, self.segment, request.path))
-            checkpoint = _checkpoint(operation, request, path, result)
-            return Completion.json({"path": path}, _put(checkpoint, overwrite=False))
+            checkpoint = checkpoint_row(operation, request, path, result)
+            return Completion.json({"path": path}, put(checkpoint, overwrite=False))
         sampler = self._sampler(operation, request)
-        checkpoint = replace(_checkpoint(operation, request, None, result), session_id=sampler.session_id)
+        checkpoint = replace(checkpoint_row(operation, request, None, result), session_id=sampler.session_id)
 
         def effect(connection: Connection) -> None:
-            _put(checkpoint, overwrite=False)(connection)
+            put(checkpoint, overwrite=False)(connection)
             if repository.put_sampler(connection, sampler).directory != sampler.directory:
                 raise BadRequestError(f"{sampler.sampler_id} exists already", field="sampling_session_seq_id")
             if request.kind == "inflight":
@@ -194,12 +218,6 @@ def sampler_id_of(session_id: str, session_seq_id: int) -> str:
     return f"{session_id}:sample:{session_seq_id}"
 
 
-def refuse_token(token: str | None, field: str) -> None:
-    """Access tokens are not served, and are not to be passed over in silence."""
-    if token is not None:
-        raise BadRequestError("is not served; the checkpoint's owner can publish it", field=field)
-
-
 class LoadWeights(Kind[LoadWeightsRequest]):
     """load_weights: into a run, or as a new run."""
 
@@ -213,8 +231,14 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         as_new = request.session_id is not None and request.model_seq_id is not None
         if request.in_place == as_new:
             raise BadRequestError("give either model_id and seq_id, or session_id and model_seq_id", field="body")
-        refuse_token(request.weights_access_token, "weights_access_token")
         return request
+
+    @override
+    def journaled(self, request: LoadWeightsRequest, body: bytes) -> bytes:
+        """Without the token, which is nobody's to read and not needed again: what it opened is among the facts."""
+        if request.weights_access_token is None:
+            return body
+        return request.model_dump_json(exclude_unset=True, exclude={"weights_access_token"}).encode()
 
     @override
     def stream(self, request: LoadWeightsRequest) -> tuple[str, int]:
@@ -229,7 +253,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
         self, connection: Connection, catalog: Catalog, request: LoadWeightsRequest, owner: str
     ) -> dict[str, Any]:
         path = CheckpointPath.parse(request.path, "path")
-        checkpoint = access.checkpoint(connection, str(path), owner, "path")
+        checkpoint = access.weights(connection, str(path), owner, "path", request.weights_access_token)
         if request.optimizer and path.segment != "weights":
             raise BadRequestError(f"{path} holds weights for sampling only, without optimizer state", field="optimizer")
         facts = {

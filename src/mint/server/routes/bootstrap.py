@@ -16,6 +16,9 @@ router = APIRouter(tags=["bootstrap"])
 LATEST = 0, 38
 """The first version of the SDK that can have custom losses computed here, and copies of sampling clients numbered."""
 
+RETURNS_LINKS = 0, 30
+"""The first whose own HTTP transport gives the link to an archive back, as it should; before, it follows it."""
+
 
 @router.get("/healthz")
 async def healthz(services: AnyTime) -> JSONResponse:
@@ -32,14 +35,15 @@ async def client_config(request: ClientConfigRequest, services: AnyTime, _owner:
     Its defaults suit this server, but that custom losses can be computed here, and that numbers which copies of a
     sampling client draw at random could be the same.
     """
-    version = re.match(r"(\d{1,9})\.(\d{1,9})", request.sdk_version or "")
-    latest = version is not None and (int(version[1]), int(version[2])) >= LATEST
+    named = re.match(r"(\d{1,9})\.(\d{1,9})", request.sdk_version or "")
+    version = (int(named[1]), int(named[2])) if named is not None else RETURNS_LINKS
     settings = {
-        "custom_loss_server_side": latest,
-        "sample_join_sampling_session": latest,
+        "custom_loss_server_side": version >= LATEST,
+        "sample_join_sampling_session": version >= LATEST,
         "pjwt_auth_enabled": services.config.jwt_auth,
     }
-    return {name: True for name, on in settings.items() if on}
+    answer = {name: True for name, on in settings.items() if on}
+    return answer if version >= RETURNS_LINKS else {**answer, "use_pyqwest_transport": False}
 
 
 @router.post("/client/dynamic_config")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import partial
 from time import time
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias, TypeVar
 
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Depends, Header
 from sqlalchemy import Connection
 
 from mint.errors import InUseError
@@ -15,7 +16,6 @@ from mint.server import access, resources
 from mint.server.dependencies import Caller, Owner, Ready
 from mint.server.operations.copies import copy_weights
 from mint.server.operations.kinds import REPLAYED
-from mint.server.operations.weights import refuse_token
 from mint.server.routes.training_runs import Limit, Offset
 from mint.server.services import Services
 from mint.store import audit, checkpoints, listings, repository
@@ -26,19 +26,33 @@ from mint.wire.rest import CopyWeightsRequest, TtlRequest, WeightsInfoRequest
 
 router = APIRouter(tags=["checkpoints"])
 
+T = TypeVar("T")
+
 ONE = "/training_runs/{run_id}/checkpoints/{segment}/{name}"
 """A checkpoint's id is `segment/name`."""
+
+OLD_SDK = re.compile(r"0\.(?:\d|1\d|2\d)\.\d+")
+"""Versions before 0.30, whose lists of checkpoints fail on a type that they do not know."""
+
+
+async def _knows_external(x_stainless_package_version: Annotated[str, Header()] = "") -> bool:
+    return OLD_SDK.fullmatch(x_stainless_package_version) is None
+
+
+KnowsExternal: TypeAlias = Annotated[bool, Depends(_knows_external)]
 
 HeaderText = Annotated[str | None, Header()]
 
 
 @router.get("/checkpoints")
 async def list_user_checkpoints(
-    services: Ready, owner: Owner, limit: Limit = 100, offset: Offset = 0
+    services: Ready, owner: Owner, external: KnowsExternal, limit: Limit = 100, offset: Offset = 0
 ) -> dict[str, Any]:
     """The caller's checkpoints, newest first."""
     window = Window(limit, offset)
-    page = await services.database.transaction(lambda c: listings.checkpoints_of_owner(c, owner, window))
+    page = await services.database.transaction(
+        lambda c: listings.checkpoints_of_owner(c, owner, window, external=external)
+    )
     return {
         "checkpoints": [resources.checkpoint(row) for row in page.rows],
         "cursor": resources.cursor(page, window),
@@ -46,13 +60,13 @@ async def list_user_checkpoints(
 
 
 @router.get("/training_runs/{run_id}/checkpoints")
-async def list_checkpoints(run_id: str, services: Ready, owner: Owner) -> dict[str, Any]:
+async def list_checkpoints(run_id: str, services: Ready, owner: Owner, external: KnowsExternal) -> dict[str, Any]:
     """A run's checkpoints, newest first; of another's run, those that are published."""
 
     def find(connection: Connection) -> list[Checkpoint]:
         run = repository.find(connection, Run, run_id=run_id)
         public = run is not None and run.owner != owner
-        found = listings.checkpoints_of_run(connection, run_id, public=public)
+        found = listings.checkpoints_of_run(connection, run_id, public=public, external=external)
         if not (public and found):
             access.owned(run, owner, "training_run_id", run_id)
         return found
@@ -77,7 +91,7 @@ async def weights_info(request: WeightsInfoRequest, services: Ready, owner: Owne
 
 
 @router.delete(ONE, status_code=204)
-async def delete_checkpoint(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
+async def delete_checkpoint(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> None:
     """Delete; 400 while something of the caller's reads it. Others that read it finish, and find it no more."""
 
     def delete(connection: Connection, found: Checkpoint) -> None:
@@ -88,19 +102,19 @@ async def delete_checkpoint(run_id: str, segment: str, name: str, services: Read
         checkpoints.remove(connection, found)
         audit.record(connection, "checkpoint_delete", owner, path=found.path)
 
-    return await _change(services, (run_id, segment, name), owner, delete)
+    await change(services, (run_id, segment, name), owner, delete)
 
 
 @router.post(f"{ONE}/publish", status_code=204)
-async def publish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
+async def publish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> None:
     """Let every key of this server read it."""
-    return await _change(services, (run_id, segment, name), owner, partial(_set_public, public=True))
+    await change(services, (run_id, segment, name), owner, partial(_set_public, public=True))
 
 
 @router.delete(f"{ONE}/publish", status_code=204)
-async def unpublish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> Response:
+async def unpublish(run_id: str, segment: str, name: str, services: Ready, owner: Owner) -> None:
     """Keep it to its owner again. Samplers and runs that others have made of it go on."""
-    return await _change(services, (run_id, segment, name), owner, partial(_set_public, public=False))
+    await change(services, (run_id, segment, name), owner, partial(_set_public, public=False))
 
 
 def _set_public(connection: Connection, found: Checkpoint, *, public: bool) -> None:
@@ -111,35 +125,31 @@ def _set_public(connection: Connection, found: Checkpoint, *, public: bool) -> N
 
 
 @router.put(f"{ONE}/ttl", status_code=204)
-async def set_ttl(run_id: str, segment: str, name: str, request: TtlRequest, services: Ready, owner: Owner) -> Response:
+async def set_ttl(run_id: str, segment: str, name: str, request: TtlRequest, services: Ready, owner: Owner) -> None:
     """Say when it expires, counted from now; null is never."""
     ttl = request.ttl_seconds
     expires_at = time() + ttl if ttl is not None else None
-    return await _change(
+    await change(
         services, (run_id, segment, name), owner, lambda c, found: checkpoints.change(c, found, expires_at=expires_at)
     )
 
 
-async def _change(
-    services: Services,
-    place: tuple[str, str, str],
-    owner: str,
-    work: Callable[[Connection, Checkpoint], None],
-) -> Response:
-    """Do something to a checkpoint of the caller's.
+async def change(
+    services: Services, place: tuple[str, str, str], owner: str, work: Callable[[Connection, Checkpoint], T]
+) -> T:
+    """Do something to a checkpoint of the caller's, or with it; `place` is run, segment and name.
 
     Raises:
         NotFoundError: there is none of that name; the run's owner is told so, nobody else.
     """
     run_id = place[0]
 
-    def change(connection: Connection) -> None:
+    def carry_out(connection: Connection) -> T:
         access.owned(repository.find(connection, Run, run_id=run_id), owner, "training_run_id", run_id)
         path = CheckpointPath.parse(f"tinker://{'/'.join(place)}", "checkpoint_id")
-        work(connection, access.own_checkpoint(connection, str(path), owner))
+        return work(connection, access.own_checkpoint(connection, str(path), owner))
 
-    await services.database.transaction(change)
-    return Response(status_code=204)
+    return await services.database.transaction(carry_out)
 
 
 @router.post("/copy_weights")
@@ -150,7 +160,6 @@ async def copy(
     x_idempotency_key: HeaderText = None,
     x_tinker_weights_access_token: HeaderText = None,
 ) -> dict[str, Any]:
-    """Another name for a checkpoint that the caller may read; its files are shared."""
-    refuse_token(x_tinker_weights_access_token, "X-Tinker-Weights-Access-Token")
-    refuse_token(request.weights_access_token, "weights_access_token")
-    return await services.database.transaction(lambda c: copy_weights(c, request, x_idempotency_key, caller))
+    """Another name for a checkpoint that the caller, or an access token, may read; its files are shared."""
+    token = x_tinker_weights_access_token or request.weights_access_token
+    return await services.database.transaction(lambda c: copy_weights(c, request, x_idempotency_key, token, caller))

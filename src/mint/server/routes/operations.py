@@ -22,6 +22,7 @@ from mint.wire.requests import (
     LoadWeightsRequest,
     OptimStepRequest,
     SampleRequest,
+    SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
@@ -137,6 +138,12 @@ async def save_weights(http: Request, services: Ready, caller: Caller) -> dict[s
 async def save_weights_for_sampler(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Write a revision that can be sampled."""
     return await _training(services, "save_weights_for_sampler", http, caller)
+
+
+@router.post("/save_weights_external", openapi_extra=_documented(SaveWeightsExternalRequest))
+async def save_weights_external(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
+    """Write the weights for download, encrypted if recipients are given."""
+    return await _training(services, "save_weights_external", http, caller)
 
 
 @router.post("/load_weights", openapi_extra=_documented(LoadWeightsRequest))

@@ -29,14 +29,15 @@ async def export_trace(session_id: str, http: Request, services: Ready, owner: O
     """A link to the timeline, which is drawn when it is fetched and needs no key for an hour."""
 
     await services.database.transaction(lambda c: access.any_session(c, session_id, owner))
-    url = http.url_for("download_trace", session_id=session_id)
-    return {"status": "ready", "url": str(url.include_query_params(**services.signer.sign(session_id)))}
+    return {"status": "ready", "url": services.signer.link(http, "download_trace", session_id=session_id).url}
 
 
 @router.get("/traces/{session_id}")
-async def download_trace(session_id: str, services: AnyTime, expires: str = "", signature: str = "") -> Response:
+async def download_trace(
+    session_id: str, http: Request, services: AnyTime, expires: str = "", signature: str = ""
+) -> Response:
     """The timeline, for who has a link."""
-    services.signer.check(session_id, expires, signature)
+    services.signer.check(http, expires, signature)
     streams = await services.database.transaction(lambda c: repository.streams_of_session(c, session_id))
     events: list[dict[str, Any]] = []
     for place, stream in enumerate(streams, start=1):

@@ -1,0 +1,112 @@
+"""Runs that only hold a checkpoint, which none of them has saved: a copy, or an upload.
+
+The checkpoint is there when the request is answered, and the request is journaled as the run's first operation, so that
+a retry finds its answer. Where the client names no session, one is made for the retry's key, and is finished from the
+start.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from secrets import token_hex
+from time import time
+from typing import Any
+
+from sqlalchemy import Connection
+
+from mint.errors import BadRequestError
+from mint.server.operations.weights import SHAPE_FIELDS
+from mint.store import checkpoints, journal, repository
+from mint.store.schema import Checkpoint, Operation, Run, Session, Status
+from mint.wire.passes import JSON
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked for: `kind` is the journal's word for it, `content` what a retry must repeat.
+
+    `key` is the retry's `X-Idempotency-Key`, where it has one.
+    """
+
+    kind: str
+    content: dict[str, Any]
+    key: str | None
+
+
+def put_session(connection: Connection, request: Request, owner: str, project_id: str | None, detail: str) -> Session:
+    """A session for the run, or the one that the first try has made."""
+    now = time()
+    session = Session(
+        session_id=f"session-{token_hex(8)}",
+        owner=owner,
+        created_at=now,
+        last_heartbeat=now,
+        idempotency_key=f"{request.kind}:{request.key}" if request.key is not None else None,
+        project_id=project_id,
+        finished_at=now,
+        finish_reason="success",
+        finish_detail=detail,
+    )
+    return repository.put_session(connection, session)
+
+
+def known_answer(connection: Connection, request: Request, run_id: str, field: str) -> dict[str, Any] | None:
+    """What the first try of the same call was answered; None if there was none.
+
+    Raises:
+        BadRequestError: naming `field`; the run is there by another call.
+    """
+    first = journal.known(connection, run_id, 0)
+    if first is None:
+        return None
+    if first.kind != request.kind or first.facts["request"] != request.content:
+        raise BadRequestError(
+            f"{run_id} is there already, by another call; a number or an idempotency key names one call", field=field
+        )
+    assert first.result is not None
+    answer: dict[str, Any] = json.loads(first.result)
+    return answer
+
+
+def hold(
+    connection: Connection,
+    request: Request,
+    checkpoint: Checkpoint,
+    session: Session,
+    answer: dict[str, Any],
+    rollout_correction: dict[str, Any] | None = None,
+) -> None:
+    """Add the checkpoint's run, the checkpoint, and the operation that made them."""
+    run = Run(
+        run_id=checkpoint.run_id,
+        session_id=session.session_id,
+        owner=checkpoint.owner,
+        base_model=checkpoint.base_model,
+        **{name: getattr(checkpoint, name) for name in SHAPE_FIELDS},
+        lora_seed=None,
+        created_at=checkpoint.created_at,
+        rollout_correction=rollout_correction,
+        copied=True,
+    )
+    repository.insert(connection, run)
+    checkpoints.put(connection, checkpoint)
+    journal.insert(connection, _operation(request, run, answer))
+
+
+def _operation(request: Request, run: Run, answer: dict[str, Any]) -> Operation:
+    return Operation(
+        request_id=f"req-{token_hex(12)}",
+        stream=run.run_id,
+        seq_id=0,
+        owner=run.owner,
+        kind=request.kind,
+        status=Status.DONE,
+        payload_type=JSON,
+        payload=b"",
+        facts={"model": run.base_model, "request": request.content},
+        created_at=run.created_at,
+        result_type=JSON,
+        result=json.dumps(answer).encode(),
+        finished_at=run.created_at,
+    )

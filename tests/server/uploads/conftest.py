@@ -1,0 +1,5 @@
+"""The server's fixtures, here too."""
+
+from tests.server.inprocess import serve
+
+__all__ = ["serve"]
