@@ -59,8 +59,9 @@ async def end_revisions(services: Services, session_id: str) -> None:
 
 async def _delete_unread(services: Services) -> None:
     def find(connection: Connection) -> list[str]:
-        # samples that are not journaled hold their revision as long as they are here
-        return checkpoints.deletable(connection, REPLAYED, services.samples.revisions(), BATCH)
+        # of samples that are not journaled, and of sums, no row says what they read
+        held = services.samples.revisions() | set().union(*list(services.interpolating.values()))
+        return checkpoints.deletable(connection, REPLAYED, held, BATCH)
 
     while folders := await services.database.transaction(find):
         await asyncio.to_thread(_delete, services.catalog.checkpoint_dir, folders)

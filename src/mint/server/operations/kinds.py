@@ -9,6 +9,7 @@ from sqlalchemy import Connection
 
 from mint.server.catalog import Catalog
 from mint.server.operations.distillation import ReverseKLPass
+from mint.server.operations.interpolation import Interpolation
 from mint.server.operations.kind import Kind
 from mint.server.operations.sampling import AsyncSample
 from mint.server.operations.train_step import TrainStepKind
@@ -28,6 +29,7 @@ KINDS: dict[str, Kind[Any]] = {
         SaveWeights(),
         SaveForSampler(),
         LoadWeights(),
+        Interpolation(),
         AsyncSample(),
     )
 }

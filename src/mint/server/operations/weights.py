@@ -27,13 +27,14 @@ from mint.store import checkpoints, files, repository
 from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run, Sampler
 from mint.wire.paths import CheckpointPath, Segment
 from mint.wire.requests import LoadWeightsRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
+from mint.wire.rest import InterpolateRequest
 
-SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest
+SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest | InterpolateRequest
 
 SHAPE_FIELDS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 
 
-def _staging_folder(catalog: Catalog, operation: Operation) -> Path:
+def staging_folder(catalog: Catalog, operation: Operation) -> Path:
     """Where the worker writes, until all is written."""
     return catalog.checkpoint_dir / f"{operation.request_id}{files.STAGED}"
 
@@ -42,7 +43,8 @@ def _run_facts(run: Run) -> dict[str, Any]:
     return {"model": run.base_model, **{name: getattr(run, name) for name in SHAPE_FIELDS}}
 
 
-def _checkpoint(operation: Operation, request: SaveRequest, path: str | None, result: Result) -> Checkpoint:
+def checkpoint_of(operation: Operation, request: SaveRequest, path: str | None, result: Result) -> Checkpoint:
+    """The row of a folder that was saved, in the run whose stream the operation is of."""
     facts = operation.facts
     return Checkpoint(
         checkpoint_id=operation.request_id,
@@ -60,12 +62,15 @@ def _checkpoint(operation: Operation, request: SaveRequest, path: str | None, re
     )
 
 
-def _refuse_taken(connection: Connection, path: CheckpointPath) -> None:
+def refuse_taken(connection: Connection, path: CheckpointPath, field: str = "path") -> None:
+    """A name that is taken is refused before anything is computed."""
     if checkpoints.live(connection, str(path)) is not None:
-        raise BadRequestError(f"{path} exists; save under another name or with overwrite", field="path")
+        raise BadRequestError(f"{path} exists; save under another name or with overwrite", field=field)
 
 
-def _put(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
+def put_checkpoint(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
+    """The effect that makes a committed folder visible."""
+
     def effect(connection: Connection) -> None:
         if not checkpoints.put(connection, checkpoint, overwrite=overwrite):
             raise BadRequestError(f"{checkpoint.path} was saved in the meantime", field="path")
@@ -96,18 +101,18 @@ class SaveWeights(Kind[SaveWeightsRequest]):
     ) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
         if not request.overwrite:
-            _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
+            refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
         return _run_facts(run)
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest) -> SaveState:
-        return SaveState(request.model_id, _staging_folder(catalog, operation))
+        return SaveState(request.model_id, staging_folder(catalog, operation))
 
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest, result: Result) -> Completion:
         path = str(CheckpointPath(request.model_id, self.segment, request.path))
-        checkpoint = _checkpoint(operation, request, path, result)
-        return Completion.json({"path": path, "type": "save_weights"}, _put(checkpoint, overwrite=request.overwrite))
+        effect = put_checkpoint(checkpoint_of(operation, request, path, result), overwrite=request.overwrite)
+        return Completion.json({"path": path, "type": "save_weights"}, effect)
 
 
 class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
@@ -145,12 +150,12 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     ) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
         if request.path is not None:
-            _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
+            refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
         return {**_run_facts(run), "session_id": run.session_id}
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest) -> ExportRevision:
-        folder = _staging_folder(catalog, operation)
+        folder = staging_folder(catalog, operation)
         return ExportRevision(request.model_id, folder, key=operation.request_id)
 
     @override
@@ -159,13 +164,13 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     ) -> Completion:
         if request.path is not None:
             path = str(CheckpointPath(request.model_id, self.segment, request.path))
-            checkpoint = _checkpoint(operation, request, path, result)
-            return Completion.json({"path": path}, _put(checkpoint, overwrite=False))
+            checkpoint = checkpoint_of(operation, request, path, result)
+            return Completion.json({"path": path}, put_checkpoint(checkpoint, overwrite=False))
         sampler = self._sampler(operation, request)
-        checkpoint = replace(_checkpoint(operation, request, None, result), session_id=sampler.session_id)
+        checkpoint = replace(checkpoint_of(operation, request, None, result), session_id=sampler.session_id)
 
         def effect(connection: Connection) -> None:
-            _put(checkpoint, overwrite=False)(connection)
+            put_checkpoint(checkpoint, overwrite=False)(connection)
             if repository.put_sampler(connection, sampler).directory != sampler.directory:
                 raise BadRequestError(f"{sampler.sampler_id} exists already", field="sampling_session_seq_id")
             if request.kind == "inflight":
