@@ -21,9 +21,9 @@ from mint.server import access
 from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, parse_json
 from mint.server.operations.training import run_id_of
-from mint.server.operations.weights import SHAPE_FIELDS, checkpoint_of, put_checkpoint, refuse_taken, staging_folder
+from mint.server.operations.weights import SHAPE_FIELDS, checkpoint_row, put, staging_folder
 from mint.server.resources import DEFAULT_PROJECT
-from mint.store import files, repository
+from mint.store import checkpoints, files, repository
 from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run, Session
 from mint.wire.paths import CheckpointPath, Segment
 from mint.wire.rest import InterpolateRequest
@@ -101,12 +101,12 @@ class Interpolation(Kind[InterpolateRequest]):
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: InterpolateRequest, result: Result) -> Completion:
         facts = operation.facts
-        checkpoint = replace(checkpoint_of(operation, request, facts["path"], result), run_id=facts["run_id"])
+        checkpoint = replace(checkpoint_row(operation, request, facts["path"], result), run_id=facts["run_id"])
 
         def effect(connection: Connection) -> None:
             if facts["session_id"] is not None:
                 _make_holder(connection, operation)
-            put_checkpoint(checkpoint, overwrite=False)(connection)
+            put(checkpoint, overwrite=False)(connection)
 
         answer = {
             "path": checkpoint.path,
@@ -151,7 +151,8 @@ def _place(connection: Connection, request: InterpolateRequest, owner: str, base
     run = access.owned(repository.find(connection, Run, run_id=path.run_id), owner, "output_path", path.run_id)
     if run.base_model != base_model:
         raise BadRequestError(f"is of a run on {run.base_model!r}, the sources on {base_model!r}", field="output_path")
-    refuse_taken(connection, path, "output_path")
+    if checkpoints.live(connection, str(path)) is not None:
+        raise BadRequestError(f"{path} exists; give another name", field="output_path")
     return {"path": str(path), "run_id": run.run_id, "session_id": None}
 
 

@@ -26,10 +26,15 @@ from mint.server.operations.training import run_id_of
 from mint.store import checkpoints, files, repository
 from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run, Sampler
 from mint.wire.paths import CheckpointPath, Segment
-from mint.wire.requests import LoadWeightsRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
+from mint.wire.requests import (
+    LoadWeightsRequest,
+    SaveAndCreateRequest,
+    SaveWeightsForSamplerRequest,
+    SaveWeightsRequest,
+)
 from mint.wire.rest import InterpolateRequest
 
-SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest | InterpolateRequest
+SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest | SaveAndCreateRequest | InterpolateRequest
 
 SHAPE_FIELDS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 
@@ -43,8 +48,8 @@ def _run_facts(run: Run) -> dict[str, Any]:
     return {"model": run.base_model, **{name: getattr(run, name) for name in SHAPE_FIELDS}}
 
 
-def checkpoint_of(operation: Operation, request: SaveRequest, path: str | None, result: Result) -> Checkpoint:
-    """The row of a folder that was saved, in the run whose stream the operation is of."""
+def checkpoint_row(operation: Operation, request: SaveRequest, path: str | None, result: Result) -> Checkpoint:
+    """The row that makes a save visible."""
     facts = operation.facts
     return Checkpoint(
         checkpoint_id=operation.request_id,
@@ -62,14 +67,18 @@ def checkpoint_of(operation: Operation, request: SaveRequest, path: str | None, 
     )
 
 
-def refuse_taken(connection: Connection, path: CheckpointPath, field: str = "path") -> None:
-    """A name that is taken is refused before anything is computed."""
+def refuse_taken(connection: Connection, path: CheckpointPath) -> None:
+    """A name is given once.
+
+    Raises:
+        BadRequestError: the path is that of a checkpoint.
+    """
     if checkpoints.live(connection, str(path)) is not None:
-        raise BadRequestError(f"{path} exists; save under another name or with overwrite", field=field)
+        raise BadRequestError(f"{path} exists; save under another name or with overwrite", field="path")
 
 
-def put_checkpoint(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
-    """The effect that makes a committed folder visible."""
+def put(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
+    """What adds the row when the save has its result."""
 
     def effect(connection: Connection) -> None:
         if not checkpoints.put(connection, checkpoint, overwrite=overwrite):
@@ -111,8 +120,8 @@ class SaveWeights(Kind[SaveWeightsRequest]):
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest, result: Result) -> Completion:
         path = str(CheckpointPath(request.model_id, self.segment, request.path))
-        effect = put_checkpoint(checkpoint_of(operation, request, path, result), overwrite=request.overwrite)
-        return Completion.json({"path": path, "type": "save_weights"}, effect)
+        checkpoint = checkpoint_row(operation, request, path, result)
+        return Completion.json({"path": path, "type": "save_weights"}, put(checkpoint, overwrite=request.overwrite))
 
 
 class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
@@ -164,13 +173,13 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     ) -> Completion:
         if request.path is not None:
             path = str(CheckpointPath(request.model_id, self.segment, request.path))
-            checkpoint = checkpoint_of(operation, request, path, result)
-            return Completion.json({"path": path}, put_checkpoint(checkpoint, overwrite=False))
+            checkpoint = checkpoint_row(operation, request, path, result)
+            return Completion.json({"path": path}, put(checkpoint, overwrite=False))
         sampler = self._sampler(operation, request)
-        checkpoint = replace(checkpoint_of(operation, request, None, result), session_id=sampler.session_id)
+        checkpoint = replace(checkpoint_row(operation, request, None, result), session_id=sampler.session_id)
 
         def effect(connection: Connection) -> None:
-            put_checkpoint(checkpoint, overwrite=False)(connection)
+            put(checkpoint, overwrite=False)(connection)
             if repository.put_sampler(connection, sampler).directory != sampler.directory:
                 raise BadRequestError(f"{sampler.sampler_id} exists already", field="sampling_session_seq_id")
             if request.kind == "inflight":

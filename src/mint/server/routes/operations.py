@@ -24,6 +24,7 @@ from mint.wire.requests import (
     LoadWeightsRequest,
     OptimStepRequest,
     SampleRequest,
+    SaveAndCreateRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
@@ -140,6 +141,12 @@ async def save_weights(http: Request, services: Ready, caller: Caller) -> dict[s
 async def save_weights_for_sampler(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Write a revision that can be sampled."""
     return await _training(services, "save_weights_for_sampler", http, caller)
+
+
+@router.post("/sampling_clients/save_and_create", openapi_extra=_documented(SaveAndCreateRequest))
+async def save_and_create(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
+    """Write a revision and make a sampling session of it; with a name it is a checkpoint."""
+    return await _training(services, "save_and_create", http, caller)
 
 
 @router.post("/load_weights", openapi_extra=_documented(LoadWeightsRequest))
