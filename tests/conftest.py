@@ -35,6 +35,34 @@ def qwen_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def moe_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random mixture of experts, with a head of its own."""
+    import torch
+    from transformers import AutoTokenizer, MixtralConfig, MixtralForCausalLM
+
+    from mint.tiny import model_path
+
+    folder = tmp_path_factory.mktemp("models") / "mixtral-random"
+    torch.manual_seed(1)
+    config = MixtralConfig(
+        vocab_size=2048,
+        hidden_size=48,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=256,
+        num_local_experts=4,
+        sliding_window=None,
+        initializer_range=0.1,
+        eos_token_id=2,
+    )
+    MixtralForCausalLM(config).float().save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_path()).save_pretrained(folder)
+    return folder
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _one_thread() -> None:
     """Tensors in tests are small: a second thread costs more than it gives."""

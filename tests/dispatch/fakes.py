@@ -20,6 +20,7 @@ from mint.engine.core import (
     Distilled,
     ExportRevision,
     ForwardBackward,
+    Interpolate,
     LoadState,
     LoraShape,
     LoraSite,
@@ -190,6 +191,11 @@ class FakeWorker:
         if isinstance(command, CreateRun | RestoreRun):
             self.runs[command.run_id] = [command]
             return RunReady(command.lora if isinstance(command, CreateRun) else LoraShape(4, 0))
+        if isinstance(command, Interpolate):
+            fresh_folder(command.directory)
+            sources = [(source.directory.name, source.coefficient) for source in command.sources]
+            (command.directory / "weights").write_text(repr(sources))
+            return Saved(1)
         if command.run_id not in self.runs:
             return MintError(f"run {command.run_id} is not loaded")
         if isinstance(command, UnloadRun):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from mint.config import EngineConfig, ModelSource
-from mint.engine.core import Command, Datum, LoraShape, Result, Snapshot
+from mint.engine.core import Command, Datum, Interpolate, LoraShape, Result, Snapshot
 from mint.engine.engine import Answer
 from mint.engine.worker import build_engine
 from mint.errors import MintError
@@ -40,7 +40,7 @@ class EngineDriver:
         while self.engine.has_work:
             answers.update(self.engine.step())
         for number, command in zip(numbers, commands, strict=True):
-            if isinstance(command, Snapshot) and number not in answers:
+            if isinstance(command, Snapshot | Interpolate) and number not in answers:
                 answers.update([self._late.get(timeout=60)])
         return [answers[number] for number in numbers]
 

@@ -74,6 +74,7 @@ QUERIES: dict[str, Callable[[Connection], object]] = {
     "runs of an owner": partial(listings.runs_of_owner, owner="me", window=WINDOW),
     "runs that others share": partial(listings.runs_of_owner, owner="me", window=WINDOW, accessible=True),
     "runs of a project": partial(listings.runs_of_owner, owner="me", window=WINDOW, project_id="p"),
+    "live runs": partial(listings.live_runs, owner="me", heard_since=0.0, window=WINDOW),
     "sessions": partial(listings.session_ids_of_owner, owner="me", window=WINDOW),
     "search": lambda c: search.search(c, SessionFilter("me", 0.0, statuses=[StatusFilter("active")]), 10, AFTER),
     "search in a project": lambda c: search.search(c, SessionFilter("me", 0.0, project_ids=["p"]), 10, None),

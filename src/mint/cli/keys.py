@@ -14,10 +14,11 @@ from time import time
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mint.cli.durations import DURATIONS, seconds_of
+from mint.cli.tables import Json, errors, out
 from mint.config import DEFAULT_DATA_DIR
 
 if TYPE_CHECKING:
@@ -30,16 +31,10 @@ T = TypeVar("T")
 LONGEST_DAYS = 3650
 
 app = typer.Typer(help="Make, list and revoke the keys of a server.", no_args_is_help=True)
-out = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
 OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,127}")
-DURATION = re.compile(r"([1-9]\d{0,8})([mhdw])")
-SECONDS = {"m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
 LIMITS = "max_live_runs", "max_queued_operations", "max_stored_bytes", "requests_per_second"
 
 DataDir = Annotated[Path, typer.Option(help="The server's folder, as for `mint serve`.")]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 class RoleName(StrEnum):
@@ -56,7 +51,7 @@ def create(  # noqa: PLR0913, PLR0917  # the options of a command
     ] = None,
     role: Annotated[RoleName, typer.Option(help="admin also reads audit log and usage of all owners.")] = RoleName.USER,
     note: Annotated[str, typer.Option(help="What it is for.")] = "",
-    expires: Annotated[str | None, typer.Option(help="How long it holds: 30m, 12h, 90d, 4w. None: for ever.")] = None,
+    expires: Annotated[str | None, typer.Option(help=f"How long it holds: {DURATIONS}. None: for ever.")] = None,
     max_live_runs: Annotated[int | None, typer.Option(help="Runs in open sessions.", min=0)] = None,
     max_queued_operations: Annotated[int | None, typer.Option(help="Operations without a result.", min=1)] = None,
     max_stored_bytes: Annotated[int | None, typer.Option(help="Size of all checkpoints.", min=0)] = None,
@@ -90,7 +85,7 @@ def create(  # noqa: PLR0913, PLR0917  # the options of a command
         audit.record(connection, "key_create", key.owner, key_id=key.key_id, role=key.role, note=note, by="mint keys")
         return key
 
-    key = _transaction(data_dir, write)
+    key = _transaction(data_dir, write, make=True)
     if as_json:
         out.print_json(json.dumps({"key": secret, **_public(key)}))
         return
@@ -136,12 +131,15 @@ def revoke(key_id: int, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = Fa
         out.print(f"key {key_id} of {key.owner} is revoked", markup=False)
 
 
-def _transaction(data_dir: Path, work: Callable[[Connection], T]) -> T:
+def _transaction(data_dir: Path, work: Callable[[Connection], T], *, make: bool = False) -> T:
+    """Do something to the database of a server, which is made only if that is said."""
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     from mint.store.database import Database  # noqa: PLC0415
 
     folder = data_dir.expanduser().resolve()
+    if not make and not (folder / "mint.db").exists():
+        _stop(f"{folder} is no server's folder: it has no mint.db; name another with --data-dir")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database.at(folder / "mint.db")
@@ -154,11 +152,10 @@ def _transaction(data_dir: Path, work: Callable[[Connection], T]) -> T:
 
 
 def _seconds(text: str) -> int:
-    match = DURATION.fullmatch(text)
-    if match is None:
-        _stop("--expires must read like 30m, 12h, 90d or 4w")
-    seconds = int(match[1]) * SECONDS[match[2]]
-    if seconds > LONGEST_DAYS * SECONDS["d"]:
+    seconds = seconds_of(text)
+    if seconds is None:
+        _stop(f"--expires must read like {DURATIONS}")
+    if seconds > LONGEST_DAYS * 86400:
         _stop(f"--expires may be ten years ({LONGEST_DAYS}d) at most")
     return seconds
 

@@ -105,7 +105,7 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
         _stop(str(getattr(error, "orig", None) or error))
     config = ServerConfig(
         data_dir=folder,
-        models=_sources(model or [NAME]),
+        models=tuple(map(model_source, model or [NAME])),
         api_keys=keys,
         admin_keys=made,
         jwt_auth=jwt_auth,
@@ -145,14 +145,11 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _sources(names: list[str]) -> tuple[ModelSource, ...]:
+def model_source(entry: str) -> ModelSource:
     """`NAME` is its own location, but for the built-in model; `NAME=PATH` gives one."""
-    sources = []
-    for entry in names:
-        name, separator, location = entry.partition("=")
-        default = str(model_path()) if name == NAME else name
-        sources.append(ModelSource(name, location if separator else default))
-    return tuple(sources)
+    name, separator, location = entry.partition("=")
+    default = str(model_path()) if name == NAME else name
+    return ModelSource(name, location if separator else default)
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from uuid import uuid4
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
 
-    from tinker import APIFuture, ServiceClient, TrainingClient
+    from tinker import APIFuture, SamplingClient, ServiceClient, TrainingClient
     from tinker.lib.internal_client_holder import InternalClientHolder
     from tinker.types.shared.untyped_api_future import UntypedAPIFuture
 
@@ -29,7 +30,7 @@ def submit(
     path: str,
     request: dict[str, Any],
     answer: type[T],
-    read: Callable[[T], R],
+    read: Callable[[T], R] | Callable[[T], Awaitable[R]],
 ) -> APIFuture[R]:
     """Send a request to the run of a training client; it is carried out in the order of the calls.
 
@@ -37,7 +38,7 @@ def submit(
         path: below `/api/v1/`.
         request: what the body has beside `model_id` and `seq_id`; JSON.
         answer: what the SDK makes of the result, one of its own types, or dict for plain JSON.
-        read: turns that into what the future gives.
+        read: turns that into what the future gives, or into something to await for it.
 
     Raises:
         TypeError: the request is no JSON. No number has been used.
@@ -63,9 +64,69 @@ def submit(
             request_type=path,
             queue_state_observer=client._queue_state_logger,
         )
+        value = read(result)
+        return await value if isinstance(value, Awaitable) else value
+
+    return holder.run_coroutine_threadsafe(run())
+
+
+def submit_alone(service: ServiceClient, path: str, request: dict[str, Any], read: Callable[[Any], R]) -> APIFuture[R]:
+    """Send an operation that belongs to no run; for the arguments see `submit`.
+
+    Raises:
+        TypeError: the request is no JSON.
+    """
+    from tinker.lib.api_future_impl import _APIFuture  # noqa: PLC0415
+    from tinker.lib.queue_state_logger import QueueStateLogger  # noqa: PLC0415
+
+    holder = service.holder
+    body = json.dumps(request).encode()
+    # one for all tries of this call: the SDK's own is new with each
+    headers = {"X-Idempotency-Key": str(uuid4())}
+
+    async def run() -> R:
+        started = time.time()
+        accepted = await _post(holder, path, body, headers)
+        observer = QueueStateLogger(path, path)
+        result = await _APIFuture(
+            dict, holder, accepted, request_start_time=started, request_type=path, queue_state_observer=observer
+        )
         return read(result)
 
     return holder.run_coroutine_threadsafe(run())
+
+
+def ask(client: ServiceClient, method: Literal["get", "delete"], path: str, read: Callable[[Any], R]) -> APIFuture[R]:
+    """Send a request that is answered at once: "get" with JSON, "delete" with nothing.
+
+    Args:
+        path: below `/api/v1/`.
+        read: turns the JSON, or None, into what the future gives.
+    """
+    from tinker.lib.client_connection_pool_type import ClientConnectionPoolType  # noqa: PLC0415
+
+    holder = client.holder
+
+    async def once() -> object:
+        with holder.aclient(ClientConnectionPoolType.TRAIN) as http:
+            if method == "get":
+                return await http.get(f"/api/v1/{path}", cast_to=object)
+            return await http.delete(f"/api/v1/{path}", cast_to=type(None))
+
+    async def run() -> R:
+        return read(await holder.execute_with_retries(once))
+
+    return holder.run_coroutine_threadsafe(run())
+
+
+async def sampling_client(client: TrainingClient, sampling_session_id: str, base_model: str | None) -> SamplingClient:
+    """A client of a sampling session that the server has made."""
+    from tinker import SamplingClient  # noqa: PLC0415
+
+    created: SamplingClient = await SamplingClient.create(
+        client.holder, sampling_session_id=sampling_session_id, base_model=base_model
+    )
+    return created
 
 
 async def _post_in_turn(
@@ -85,7 +146,9 @@ async def _post_in_turn(
         raise
 
 
-async def _post(holder: InternalClientHolder, path: str, body: bytes) -> UntypedAPIFuture:
+async def _post(
+    holder: InternalClientHolder, path: str, body: bytes, headers: Mapping[str, str] | None = None
+) -> UntypedAPIFuture:
     from tinker.lib.client_connection_pool_type import ClientConnectionPoolType  # noqa: PLC0415
     from tinker.types.shared.untyped_api_future import UntypedAPIFuture  # noqa: PLC0415
 
@@ -94,7 +157,7 @@ async def _post(holder: InternalClientHolder, path: str, body: bytes) -> Untyped
             return await http.post(
                 f"/api/v1/{path}",
                 body=body,
-                options={"headers": {"Content-Type": "application/json"}},
+                options={"headers": {"Content-Type": "application/json", **(headers or {})}},
                 cast_to=UntypedAPIFuture,
             )
 

@@ -165,6 +165,14 @@ class Revision:
     directory: Path
 
 
+@dataclass(frozen=True)
+class WeightedRevision:
+    """Adapter weights on disk, and by what they are multiplied in a sum."""
+
+    directory: Path
+    coefficient: float
+
+
 # --- commands -----------------------------------------------------------------------------------------------
 
 
@@ -314,6 +322,14 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class Interpolate:
+    """Write the sum of weighted revisions to `directory`, which is made, or made empty, for it; of no run."""
+
+    sources: tuple[WeightedRevision, ...]
+    directory: Path
+
+
+@dataclass(frozen=True)
 class Cancel:
     """Give up the sample that was sent under the same number: its memory is free at once, and it has no answer."""
 
@@ -331,7 +347,7 @@ TrainingCommand: TypeAlias = (
     | ExportRevision
     | UnloadRun
 )
-Command: TypeAlias = TrainingCommand | Sample | Cancel
+Command: TypeAlias = TrainingCommand | Sample | Interpolate | Cancel
 
 
 # --- results ------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from time import perf_counter
 from typing import TypeAlias
 
 from mint.config import EngineConfig
-from mint.engine.adapters import Adapter
+from mint.engine.adapters import Adapter, save_adapter
 from mint.engine.constraints import ConstraintCompiler
 from mint.engine.core import (
     Cancel,
@@ -26,6 +26,7 @@ from mint.engine.core import (
     Distilled,
     ExportRevision,
     ForwardBackward,
+    Interpolate,
     LoadState,
     OptimStep,
     Passed,
@@ -48,6 +49,7 @@ from mint.engine.distillation import Distillation
 from mint.engine.failures import FATAL, refusal
 from mint.engine.files import write_folder
 from mint.engine.generator import Generator
+from mint.engine.interpolation import interpolate
 from mint.engine.revisions import RevisionCache
 from mint.engine.scheduler import Passes, Scheduler, Single
 from mint.engine.trainer import PassExecution, Trainer
@@ -74,6 +76,7 @@ class Engine:
         deliver: Callable[[Answer], None],
     ) -> None:
         self._deliver = deliver
+        self._sites, self._name = model.sites, name
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self._scheduler = Scheduler(config.max_batch_tokens, config.max_resident_runs)
         self._trainer = Trainer(model, name, config)
@@ -106,6 +109,9 @@ class Engine:
             return ()
         if isinstance(command, Cancel):
             self._generator.cancel(number)
+            return ()
+        if isinstance(command, Interpolate):
+            self._files.submit(self._write, number, command.directory, partial(self._write_sum, command))
             return ()
         if not isinstance(command, Sample):
             self._scheduler.add(number, command)
@@ -241,15 +247,19 @@ class Engine:
         except Exception as error:
             yield number, refusal(error, "the snapshot")
         else:
-            self._files.submit(self._write_snapshot, number, command.directory, write)
+            self._files.submit(self._write, number, command.directory, write)
 
-    def _write_snapshot(self, number: int, directory: Path, write: Callable[[Path], None]) -> None:
+    def _write(self, number: int, directory: Path, write: Callable[[Path], None]) -> None:
+        """Beside the steps, in the thread for files."""
         answer: Saved | MintError
         try:
             answer = write_folder(directory, write)
         except Exception as error:
-            answer = MintError(f"the snapshot was not written: {refusal(error, 'writing it')}")
+            answer = refusal(error, "what was not written")
         self._deliver((number, answer))
+
+    def _write_sum(self, command: Interpolate, directory: Path) -> None:
+        save_adapter(interpolate(command.sources, self._sites), directory, self._name)
 
     def _second_half(self, first: Passed | MintError | None, command: TrainingCommand) -> Passed:
         """The optimizer step of a `TrainStep`, unless its pass has failed."""

@@ -8,20 +8,29 @@ from typing import TYPE_CHECKING, NoReturn
 from mint.client.discovery import Endpoint
 from mint.client.discovery import resolve as _resolve
 from mint.client.namespace import mint_version as _mint_version
+from mint.mint.checkpoints import InterpolatedCheckpoint, SavedSampler, interpolate_checkpoints, save_and_create
+from mint.mint.models import LiveModel, free_model, list_models
 from mint.mint.rollout_correction import RolloutCorrectionConfig, create_lora_training_client
 from mint.mint.training import ReverseKLDatum, ReverseKLOutput, forward_backward_reverse_kl, train_step
 from mint.mint.transfers import download_checkpoint, upload_checkpoint
 
 __all__ = [
     "Endpoint",
+    "InterpolatedCheckpoint",
+    "LiveModel",
     "ReverseKLDatum",
     "ReverseKLOutput",
     "RolloutCorrectionConfig",
+    "SavedSampler",
     "__version__",
     "create_lora_training_client",
     "credentials",
     "download_checkpoint",
     "forward_backward_reverse_kl",
+    "free_model",
+    "interpolate_checkpoints",
+    "list_models",
+    "save_and_create",
     "train_step",
     "upload_checkpoint",
 ]

@@ -88,17 +88,7 @@ def adapt_experts(
         ModelLoadError: they compute something else than plain gated MLPs.
     """
     index, group = start
-    gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
-    plain = (
-        isinstance(gate_up, Tensor)
-        and isinstance(down, Tensor)
-        and not any(getattr(module, flag, False) for flag in ("is_transposed", "has_bias", "has_post_expert_norm"))
-        and getattr(module, "is_concatenated", True)
-    )
-    if not plain:
-        raise ModelLoadError(f"{type(module).__name__} has experts that are no plain gated MLPs, which is not served")
-    assert gate_up is not None
-    assert down is not None
+    gate_up, down = _fused(module)
     if can_group(gate_up) and can_group(down):
         module.mint = GroupedExperts(module, group, active)  # type: ignore[assignment]
     else:
@@ -110,6 +100,31 @@ def adapt_experts(
             number = group + 2 * expert + (projection == "down_proj")
             yield LinearSite(index, f"{name}.{expert}.{projection}", "mlp", inputs, outputs, number)
             index += 1
+
+
+def expert_weights(name: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The weights (O, I) of the experts of one layer by their names, as views of what transformers keeps.
+
+    Raises:
+        ModelLoadError: they are no plain gated MLPs.
+    """
+    gate_up, down = _fused(module)
+    for expert, (both, last) in enumerate(zip(gate_up, down, strict=True)):
+        for projection, weight in zip(PROJECTIONS, (*both.chunk(2), last), strict=True):
+            yield f"{name}.{expert}.{projection}", weight
+
+
+def _fused(module: nn.Module) -> tuple[Tensor, Tensor]:
+    """`gate_up_proj` (experts, 2·I, E) and `down_proj` (experts, E, I)."""
+    gate_up, down = getattr(module, "gate_up_proj", None), getattr(module, "down_proj", None)
+    if (
+        isinstance(gate_up, Tensor)
+        and isinstance(down, Tensor)
+        and not any(getattr(module, flag, False) for flag in ("is_transposed", "has_bias", "has_post_expert_norm"))
+        and getattr(module, "is_concatenated", True)
+    ):
+        return gate_up, down
+    raise ModelLoadError(f"{type(module).__name__} has experts that are no plain gated MLPs, which is not served")
 
 
 def is_experts(module: nn.Module) -> bool:

@@ -58,7 +58,8 @@ def accounted(operation: Operation, completion: Completion, used: dict[Use, int]
         _count(connection, whose, used)
         if Use.CHECKPOINTS in used:
             made = {name: value for name, value in json.loads(completion.body).items() if name != "type"}
-            audit.record(connection, "checkpoint_save", operation.owner, training_run_id=operation.stream, **made)
+            run_id = operation.facts.get("run_id", operation.stream)
+            audit.record(connection, "checkpoint_save", operation.owner, training_run_id=run_id, **made)
 
     return replace(completion, effect=effect)
 

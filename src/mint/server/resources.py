@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mint.store.listings import Page, RunView, Window
-from mint.store.schema import Checkpoint
+from mint.store.schema import Checkpoint, Run
 from mint.store.search import SessionView
 from mint.wire.paths import CheckpointPath
 
@@ -54,6 +54,19 @@ def training_run(view: RunView) -> dict[str, Any]:
         "last_checkpoint": checkpoint(newest) if newest is not None else None,
         "last_sampler_checkpoint": checkpoint(sampler) if sampler is not None else None,
         "user_metadata": run.user_metadata,
+    }
+
+
+def model(run: Run, *, loaded: bool) -> dict[str, Any]:
+    """A live run."""
+    return {
+        "model_id": run.run_id,
+        "base_model": run.base_model,
+        "lora_rank": run.lora_rank,
+        "session_id": run.session_id,
+        "created_at": timestamp(run.created_at),
+        "user_metadata": run.user_metadata,
+        "loaded": loaded,
     }
 
 

@@ -47,6 +47,7 @@ class Services:
     Attributes:
         created_at: when this process began to serve, in Unix seconds.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
+        interpolating: which folders are read for a sum of checkpoints, by the operation that is under way.
         draining: the server is stopping; it accepts no more work.
         downloads: checkpoint folders that are being downloaded; the sweeper leaves them alone.
         uploads: owners who are uploading.
@@ -66,6 +67,7 @@ class Services:
     presence: Presence = field(default_factory=Presence)
     rates: Rates = field(default_factory=Rates)
     metrics: Metrics = field(default_factory=Metrics)
+    interpolating: dict[str, set[str]] = field(default_factory=dict)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
     downloads: Underway = field(default_factory=Underway)

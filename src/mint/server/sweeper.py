@@ -59,8 +59,9 @@ async def end_revisions(services: Services, session_id: str) -> None:
 
 async def _delete_unread(services: Services) -> None:
     def find(connection: Connection) -> list[str]:
-        # samples that are not journaled hold their revision as long as they are here
-        held = {*services.samples.revisions(), *services.downloads}
+        # of samples that are not journaled, of downloads and of sums, no row says what they read
+        sums = set[str]().union(*list(services.interpolating.values()))
+        held = {*services.samples.revisions(), *services.downloads, *sums}
         return checkpoints.deletable(connection, REPLAYED, held, BATCH)
 
     while folders := await services.database.transaction(find):

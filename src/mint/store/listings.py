@@ -19,6 +19,7 @@ from mint.store.schema import (
     Run,
     Status,
     checkpoints,
+    heard_of,
     named,
     operations,
     published,
@@ -126,6 +127,13 @@ def runs_of_owner(
         parts = [and_(part, exists().where(of_project)) for part in parts]
     page = _page(connection, Run, [select(runs).where(part) for part in parts], window, ("created_at", "run_id"))
     return Page([view(connection, run, public=run.owner != owner) for run in page.rows], page.total)
+
+
+def live_runs(connection: Connection, owner: str, heard_since: float, window: Window) -> Page[Run]:
+    """An owner's runs in sessions that are open and were heard of since then, in Unix seconds."""
+    query = select(runs).join(sessions, sessions.c.session_id == runs.c.session_id)
+    query = query.where(runs.c.owner == owner, runs.c.copied.is_(False), heard_of(heard_since))
+    return _page(connection, Run, [query], window, ("created_at", "run_id"))
 
 
 def view(connection: Connection, run: Run, *, public: bool) -> RunView:

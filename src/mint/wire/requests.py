@@ -214,6 +214,14 @@ class SaveWeightsExternalRequest(WireModel):
     age_encryption_recipients: Annotated[list[str], Field(max_length=10)] | None = None
 
 
+class SaveAndCreateRequest(NumberedRequest):
+    """Write a revision and sample it, in one operation; with `name` it is a checkpoint."""
+
+    name: CheckpointName | None = None
+    ttl_seconds: TtlSeconds | None = None
+    user_metadata: Metadata | None = None
+
+
 class LoadWeightsRequest(WireModel):
     """Load a checkpoint into a run (model_id and seq_id), or as a new run (session_id and model_seq_id).
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, StringConstraints
 
-from mint.wire.requests import CheckpointName, Count, EndedAs, ProjectId, TtlSeconds, WireModel
+from mint.wire.requests import CheckpointName, Count, EndedAs, Metadata, ProjectId, TtlSeconds, WireModel
 
 
 class CopyWeightsRequest(WireModel):
@@ -27,6 +27,27 @@ class UploadRequest(WireModel):
     base_model: str | None = None
     project_id: ProjectId | None = None
     ttl_seconds: TtlSeconds | None = None
+
+
+Coefficient = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+MAX_SOURCES = 64
+OutputPath = Annotated[
+    str,
+    StringConstraints(
+        max_length=512, pattern=r"^((tinker|mint)://[^/]+/sampler_weights/)?[A-Za-z0-9_][A-Za-z0-9_.=+-]{0,127}$"
+    ),
+]
+
+
+class InterpolateRequest(WireModel):
+    """A checkpoint that is the weighted sum of others. `output_path` is a name, or a path in a run of one's own."""
+
+    source_paths: Annotated[list[str], Field(min_length=1, max_length=MAX_SOURCES)]
+    coefficients: Annotated[list[Coefficient], Field(min_length=1, max_length=MAX_SOURCES)]
+    output_path: OutputPath | None = None
+    output_checkpoint_type: Literal["sampler"] = "sampler"
+    ttl_seconds: TtlSeconds | None = None
+    user_metadata: Metadata | None = None
 
 
 class TtlRequest(WireModel):

@@ -51,6 +51,7 @@ class Kind(Protocol[R]):
     Attributes:
         name: as the journal has it.
         ordered: belongs to a run's stream; the others are independent of each other.
+        lines_up: waits for a place in the worker, in the line of samples.
         replayed: changes its run, so that recovery must run it again.
         saves: the worker writes a checkpoint folder, which is committed before `finish` is called.
     """
@@ -58,6 +59,7 @@ class Kind(Protocol[R]):
     name: str
     ordered: bool
     replayed: bool
+    lines_up: bool = False
     saves: bool = False
 
     def parse(self, body: bytes, content_type: str) -> R:

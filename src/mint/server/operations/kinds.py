@@ -10,8 +10,10 @@ from sqlalchemy import Connection
 from mint.server.catalog import Catalog
 from mint.server.operations.distillation import ReverseKLPass
 from mint.server.operations.external import SaveExternal
+from mint.server.operations.interpolation import Interpolation
 from mint.server.operations.kind import Kind
 from mint.server.operations.sampling import AsyncSample
+from mint.server.operations.save_and_create import SaveAndCreate
 from mint.server.operations.train_step import TrainStepKind
 from mint.server.operations.training import CreateModel, ForwardPass, OptimizerStep, Pass
 from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights
@@ -29,7 +31,9 @@ KINDS: dict[str, Kind[Any]] = {
         SaveWeights(),
         SaveForSampler(),
         SaveExternal(),
+        SaveAndCreate(),
         LoadWeights(),
+        Interpolation(),
         AsyncSample(),
     )
 }

@@ -44,6 +44,7 @@ class AsyncSample(Kind[SampleRequest]):
     name = "sample"
     ordered = False
     replayed = False
+    lines_up = True
 
     @override
     def parse(self, body: bytes, content_type: str) -> SampleRequest:

@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 
 from mint.dispatch.sample_queue import SampleTicket
 from mint.dispatch.streams import Ticket
-from mint.engine.core import Command, Result, Sample
+from mint.engine.core import Command, Interpolate, Result, Sample
 from mint.errors import BadRequestError, BusyError, MintError, PermissionDeniedError
 from mint.observability.logs import begin, bind
 from mint.server import limits
@@ -130,7 +130,7 @@ async def _accept(
         return operation, command
 
     command: Command | None = None
-    with nullcontext(True) if kind.ordered else services.samples.arriving(arrived.owner) as has_room:
+    with services.samples.arriving(arrived.owner) if kind.lines_up else nullcontext(True) as has_room:
         if large:
             found = await services.database.transaction(to_plan)
             if found.request_id == arrived.request_id:
@@ -179,7 +179,12 @@ def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R
     async def finish(outcome: Result | MintError) -> None:
         begin(request_id=operation.request_id, run_id=operation.stream, owner=operation.owner)
         await finishing.finish(services, kind, operation, request, command, outcome)
+        if isinstance(command, Interpolate):
+            del services.interpolating[operation.request_id]
+            services.dispatcher.unload(operation.stream)  # it had nothing but this operation
 
+    if isinstance(command, Interpolate):
+        services.interpolating[operation.request_id] = {source.directory.name for source in command.sources}
     services.results.expect(operation)
     what = operation.request_id, operation.seq_id, operation.facts["model"]
     if isinstance(command, Sample):

@@ -28,12 +28,20 @@ from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run, Sample
 from mint.wire.paths import CheckpointPath, Segment
 from mint.wire.requests import (
     LoadWeightsRequest,
+    SaveAndCreateRequest,
     SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
+from mint.wire.rest import InterpolateRequest
 
-SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest | SaveWeightsExternalRequest
+SaveRequest: TypeAlias = (
+    SaveWeightsRequest
+    | SaveWeightsForSamplerRequest
+    | SaveWeightsExternalRequest
+    | SaveAndCreateRequest
+    | InterpolateRequest
+)
 
 SHAPE_FIELDS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 

@@ -1,13 +1,16 @@
-"""Questions about runs that are answered at once."""
+"""Live runs: what they are, which there are, and that their memory can be had back."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Response
 
-from mint.server import access
+from mint.server import access, resources
 from mint.server.dependencies import Owner, Ready
+from mint.server.routes.training_runs import Limit, Offset
+from mint.store import listings
+from mint.store.listings import Window
 from mint.wire.requests import ModelRequest
 
 router = APIRouter(tags=["models"])
@@ -31,3 +34,23 @@ async def get_info(request: ModelRequest, services: Ready, owner: Owner) -> dict
             "tokenizer_id": model.tokenizer,
         },
     }
+
+
+@router.get("/models")
+async def list_models(services: Ready, owner: Owner, limit: Limit = 100, offset: Offset = 0) -> dict[str, Any]:
+    """The caller's runs in sessions that are open and were heard of lately, newest first.
+
+    `loaded` are those that a worker holds in memory; the others are rebuilt with their next operation.
+    """
+    window, since = Window(limit, offset), services.heard_since
+    page = await services.database.transaction(lambda c: listings.live_runs(c, owner, since, window))
+    models = [resources.model(run, loaded=services.dispatcher.has(run.run_id)) for run in page.rows]
+    return {"models": models, "cursor": resources.cursor(page, window)}
+
+
+@router.delete("/models/{model_id}", status_code=204)
+async def free_model(model_id: str, services: Ready, owner: Owner) -> Response:
+    """Free a run's memory once it has nothing to do. Nothing is lost: its next operation has it rebuilt."""
+    run = await services.database.transaction(lambda c: access.run(c, model_id, owner))
+    services.dispatcher.unload(run.run_id)
+    return Response(status_code=204)

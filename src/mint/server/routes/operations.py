@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from hashlib import sha256
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Header, Request
 from pydantic import BaseModel
 
 from mint.server.body import read_body
 from mint.server.dependencies import Caller, Ready
 from mint.server.operations import custom_loss
+from mint.server.operations.interpolation import Interpolation
 from mint.server.operations.kinds import KINDS
 from mint.server.operations.submit import submit
 from mint.server.services import Services
@@ -22,10 +24,12 @@ from mint.wire.requests import (
     LoadWeightsRequest,
     OptimStepRequest,
     SampleRequest,
+    SaveAndCreateRequest,
     SaveWeightsExternalRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
+from mint.wire.rest import InterpolateRequest
 
 router = APIRouter(tags=["operations"])
 
@@ -146,6 +150,12 @@ async def save_weights_external(http: Request, services: Ready, caller: Caller) 
     return await _training(services, "save_weights_external", http, caller)
 
 
+@router.post("/sampling_clients/save_and_create", openapi_extra=_documented(SaveAndCreateRequest))
+async def save_and_create(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
+    """Write a revision and make a sampling session of it; with a name it is a checkpoint."""
+    return await _training(services, "save_and_create", http, caller)
+
+
 @router.post("/load_weights", openapi_extra=_documented(LoadWeightsRequest))
 async def load_weights(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Load a checkpoint, into a run or as a new one."""
@@ -158,3 +168,19 @@ async def asample(http: Request, services: Ready, caller: Caller) -> dict[str, A
     operation = await _submit(services, "sample", http, caller)
     ids = [f"{operation.request_id}:{index}" for index in range(operation.facts["num_samples"])]
     return {"request_id": operation.request_id, "sample_sequence_ids": ids}
+
+
+@router.post("/mint/checkpoints/interpolate", openapi_extra=_documented(InterpolateRequest))
+@router.post("/checkpoints/interpolate", openapi_extra=_documented(InterpolateRequest))
+async def interpolate(
+    http: Request,
+    services: Ready,
+    caller: Caller,
+    x_idempotency_key: Annotated[str | None, Header()] = None,
+) -> dict[str, Any]:
+    """A checkpoint that is the weighted sum of others. A retry is told by its key and body."""
+    body, content_type = await read_body(http, services.config.max_body_bytes)
+    retry = "\0".join((caller.owner, x_idempotency_key)).encode() + body if x_idempotency_key is not None else None
+    kind = Interpolation(sha256(retry).hexdigest() if retry is not None else None)
+    operation = await submit(services, kind, body, content_type, caller)
+    return {"request_id": operation.request_id}
