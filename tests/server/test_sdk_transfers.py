@@ -14,7 +14,6 @@ import pyrage
 import pytest
 import tinker
 import torch
-import typer
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
@@ -22,7 +21,7 @@ from typer.testing import CliRunner
 import mint
 import mint.mint as mintx
 from mint import types
-from mint.cli import transfers
+from mint.cli.main import app
 from mint.tiny import model_path
 
 from .live import ALICE, BOB, LiveServer
@@ -208,13 +207,10 @@ def test_the_sdk_sends_access_tokens(alice: mint.ServiceClient, bob: mint.Servic
 
 
 def test_the_commands(alice: mint.ServiceClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    app = typer.Typer()
-    app.command()(transfers.download)
-    app.command()(transfers.upload)
     monkeypatch.chdir(tmp_path)
 
     def mint_checkpoints(*arguments: str, code: int = 0) -> str:
-        done = CliRunner().invoke(app, arguments)
+        done = CliRunner().invoke(app, ["checkpoints", *arguments])
         assert done.exit_code == code, (done.output, done.exception)
         return (done.stdout if code == 0 else done.stderr).strip()
 

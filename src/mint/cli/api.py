@@ -30,7 +30,7 @@ class Api:
         if endpoint.api_key is None:
             stop(f"no key for {endpoint.base_url}; set MINT_API_KEY")
         self.base_url = endpoint.base_url.rstrip("/")
-        self._headers = {"X-API-Key": endpoint.api_key}
+        self.api_key = endpoint.api_key
 
     def ask(self, method: str, path: str, **request: Any) -> Any:
         """The JSON that a route below `/api/v1/` answers; None where it answers nothing."""
@@ -43,7 +43,7 @@ class Api:
         """Any answer of the server."""
         url = f"{self.base_url}{path}"
         try:
-            return httpx.request(method, url, headers=self._headers, timeout=SECONDS, **request)
+            return httpx.request(method, url, headers={"X-API-Key": self.api_key}, timeout=SECONDS, **request)
         except httpx.TimeoutException:
             stop(f"{self.base_url} took longer than {SECONDS:g} s to answer")
         except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -11,14 +10,12 @@ from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from mint.cli.durations import DURATIONS, seconds_of
-from mint.cli.tables import Json, errors, out
+from mint.cli.tables import Json, errors, out, show_json, show_table, stop
 from mint.config import DEFAULT_DATA_DIR
 
 if TYPE_CHECKING:
@@ -64,7 +61,7 @@ def create(  # noqa: PLR0913, PLR0917  # the options of a command
     from mint.store import audit, keys  # noqa: PLC0415
 
     if owner is not None and OWNER.fullmatch(owner) is None:
-        _stop("--owner must be 1 to 128 of A–Z a–z 0–9 _ . @ + -, and begin with a letter or digit")
+        stop("--owner must be 1 to 128 of A–Z a–z 0–9 _ . @ + -, and begin with a letter or digit")
     secret = generate_key()
     digest = digest_of(secret)
     wanted = keys.Key(
@@ -87,7 +84,7 @@ def create(  # noqa: PLR0913, PLR0917  # the options of a command
 
     key = _transaction(data_dir, write, make=True)
     if as_json:
-        out.print_json(json.dumps({"key": secret, **_public(key)}))
+        show_json({"key": secret, **_public(key)})
         return
     out.print(secret, markup=False)
     errors.print(f"key {key.key_id} of {key.owner} ({key.role}); keep it, it is not shown again", markup=False)
@@ -100,15 +97,18 @@ def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> No
 
     found = _transaction(data_dir, keys.all_keys)
     if as_json:
-        out.print_json(json.dumps([_public(key) for key in found]))
+        show_json([_public(key) for key in found])
         return
-    table = Table("id", "owner", "role", "note", "created", "state", "limits")
-    for key in found:
-        limits = "\n".join(f"{name} {value:g}" for name, value in _limits(key).items() if value is not None)
-        state = key.ended or ("holds" if key.expires_at is None else f"until {_moment(key.expires_at)}")
-        cells = str(key.key_id), key.owner, key.role, key.note, _moment(key.created_at), state, limits or "none"
-        table.add_row(*map(Text, cells))  # a note is shown as it is, whatever looks like markup in it
-    out.print(table)
+    columns: dict[str, Callable[[Key], str]] = {
+        "id": lambda key: str(key.key_id),
+        "owner": lambda key: key.owner,
+        "role": lambda key: key.role,
+        "created": lambda key: _moment(key.created_at),
+        "state": lambda key: key.ended or ("holds" if key.expires_at is None else f"until {_moment(key.expires_at)}"),
+        "note": lambda key: key.note,
+        "limits": lambda key: ", ".join(f"{k} {v:g}" for k, v in _limits(key).items() if v is not None) or "none",
+    }
+    show_table(found, columns)
 
 
 @app.command()
@@ -124,9 +124,9 @@ def revoke(key_id: int, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = Fa
 
     key = _transaction(data_dir, write)
     if key is None:
-        _stop(f"there is no key {key_id} that has not been revoked; see `mint keys list`")
+        stop(f"there is no key {key_id} that has not been revoked; see `mint keys list`")
     if as_json:
-        out.print_json(json.dumps(_public(key)))
+        show_json(_public(key))
     else:
         out.print(f"key {key_id} of {key.owner} is revoked", markup=False)
 
@@ -139,7 +139,7 @@ def _transaction(data_dir: Path, work: Callable[[Connection], T], *, make: bool 
 
     folder = data_dir.expanduser().resolve()
     if not make and not (folder / "mint.db").exists():
-        _stop(f"{folder} is no server's folder: it has no mint.db; name another with --data-dir")
+        stop(f"{folder} is no server's folder: it has no mint.db; name another with --data-dir")
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         database = Database.at(folder / "mint.db")
@@ -148,15 +148,15 @@ def _transaction(data_dir: Path, work: Callable[[Connection], T], *, make: bool 
         finally:
             database.close()
     except (OSError, SQLAlchemyError) as error:
-        _stop(str(getattr(error, "orig", None) or error))
+        stop(str(getattr(error, "orig", None) or error))
 
 
 def _seconds(text: str) -> int:
     seconds = seconds_of(text)
     if seconds is None:
-        _stop(f"--expires must read like {DURATIONS}")
+        stop(f"--expires must read like {DURATIONS}")
     if seconds > LONGEST_DAYS * 86400:
-        _stop(f"--expires may be ten years ({LONGEST_DAYS}d) at most")
+        stop(f"--expires may be ten years ({LONGEST_DAYS}d) at most")
     return seconds
 
 
@@ -172,9 +172,3 @@ def _public(key: Key) -> dict[str, Any]:
 
 def _moment(seconds: float) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M")
-
-
-def _stop(message: str) -> NoReturn:
-    errors.print("[red]mint keys:[/red]", end=" ")
-    errors.print(message, markup=False)
-    raise typer.Exit(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, NoReturn, TypeAlias
+from typing import Annotated, Any, NoReturn, TypeAlias, TypeVar
 
 import typer
 from rich.cells import cell_len, set_cell_size
@@ -14,6 +14,7 @@ from rich.text import Text
 
 Json: TypeAlias = Annotated[bool, typer.Option("--json", help="For programs.")]
 Row: TypeAlias = Mapping[str, Any]
+T = TypeVar("T")
 
 out = Console(highlight=False, soft_wrap=True)
 errors = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -33,7 +34,7 @@ def show_json(document: Any) -> None:
     out.print_json(json.dumps(document))
 
 
-def show_table(rows: Sequence[Row], columns: Mapping[str, Callable[[Row], str]]) -> None:
+def show_table(rows: Sequence[T], columns: Mapping[str, Callable[[T], str]]) -> None:
     """One line for each row. Nothing is cut: a terminal breaks the end of a long line, and copies it in one piece.
 
     A column in which no row has anything is left out.

@@ -2,28 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.text import Text
 
-from mint.client.discovery import resolve
+from mint.cli.api import Api, BaseUrl, reason
+from mint.cli.tables import Json, out, show_json, stop
 
 if TYPE_CHECKING:
-    import httpx
-
     from mint.client.transfers import Advance, Server
-
-out = Console(highlight=False, soft_wrap=True)
-errors = Console(stderr=True, highlight=False, soft_wrap=True)
-
-BaseUrl = Annotated[str | None, typer.Option(help="Of the server; otherwise found as clients find it.")]
-Json = Annotated[bool, typer.Option("--json", help="For programs.")]
 
 
 def download(
@@ -43,7 +34,7 @@ def download(
         transfers.download(_server(base_url), path, target.absolute(), token, advance)
     size = sum(file.stat().st_size for file in target.iterdir())
     if as_json:
-        out.print_json(json.dumps({"path": path, "folder": str(target), "size_bytes": size}))
+        show_json({"path": path, "folder": str(target), "size_bytes": size})
     else:
         out.print(Text(str(target)))
 
@@ -64,7 +55,7 @@ def upload(
     with _bar(f"upload {source.name}", hidden=as_json) as advance:
         answer = transfers.upload(_server(base_url), source, fields, advance)
     if as_json:
-        out.print_json(json.dumps(answer))
+        show_json(answer)
     else:
         out.print(Text(answer["path"]))
 
@@ -78,27 +69,11 @@ def _bar(label: str, *, hidden: bool) -> Iterator[Advance]:
         with progress_bar(label, False if hidden else None) as advance:
             yield advance
     except (OSError, ValueError) as error:
-        _stop(str(error))
+        stop(str(error))
 
 
 def _server(base_url: str | None) -> Server:
     from mint.client.transfers import Server  # noqa: PLC0415
 
-    endpoint = resolve(base_url)
-    if endpoint.base_url is None:
-        _stop("no server runs here; start one with `mint serve`, or name one with --base-url or MINT_BASE_URL")
-    if endpoint.api_key is None:
-        _stop(f"no key for {endpoint.base_url}; set MINT_API_KEY")
-    return Server(endpoint.base_url, endpoint.api_key, _refuse)
-
-
-def _refuse(answer: httpx.Response) -> NoReturn:
-    try:
-        _stop(str(answer.json()["detail"]))
-    except (ValueError, KeyError, TypeError):
-        _stop(f"{answer.url} answered {answer.status_code}; is that a MinT server?")
-
-
-def _stop(message: str) -> NoReturn:
-    errors.print("[red]mint:[/red]", Text(message))
-    raise typer.Exit(1)
+    api = Api(base_url)
+    return Server(api.base_url, api.api_key, lambda answer: stop(reason(answer)))
