@@ -14,6 +14,7 @@ from mint.errors import UnavailableError
 from mint.observability.metrics import Metrics
 from mint.server.auth import Keys
 from mint.server.catalog import Catalog
+from mint.server.completions import Completions
 from mint.server.limits import Rates
 from mint.server.presence import Presence
 from mint.server.results import Results
@@ -41,6 +42,7 @@ class Services:
     keys: Keys
     tokens: Tokens
     results: Results
+    completions: Completions = field(default_factory=Completions)
     signer: Signer = field(default_factory=Signer)
     created_at: float = field(default_factory=time)
     presence: Presence = field(default_factory=Presence)

@@ -14,7 +14,7 @@ VERSION = tuple(int(part) for part in tinker.__version__.split(".")[:2])
 SECONDS = 60
 
 
-class Absent(Exception):  # noqa: N818  # no fault
+class Absent(Exception):
     """This version of the SDK, or the server, does not have the capability; the message says which and why."""
 
 

@@ -27,7 +27,9 @@ def main() -> None:
     finish(client)
 
 
-def _sample(sampler: tinker.SamplingClient, prompt: list[int], num_samples: int = 1, **params: int) -> types.SampleResponse:
+def _sample(
+    sampler: tinker.SamplingClient, prompt: list[int], num_samples: int = 1, **params: int
+) -> types.SampleResponse:
     settings = types.SamplingParams(**{"max_tokens": 6, "temperature": 1.0, **params})
     return sampler.sample(types.ModelInput.from_ints(prompt), num_samples, settings).result(SECONDS)
 
@@ -49,9 +51,7 @@ def _samples(run: tinker.TrainingClient, sampler: tinker.SamplingClient, prompt:
 def _prompt(client: tinker.ServiceClient, sampler: tinker.SamplingClient, prompt: list[int]) -> None:
     """A fresh LoRA changes nothing, so the base model says the same."""
     tokens, settings = types.ModelInput.from_ints(prompt), types.SamplingParams(max_tokens=1)
-    answer = sampler.sample(
-        tokens, 1, settings, include_prompt_logprobs=True, topk_prompt_logprobs=TOP
-    ).result(SECONDS)
+    answer = sampler.sample(tokens, 1, settings, include_prompt_logprobs=True, topk_prompt_logprobs=TOP).result(SECONDS)
     base = client.create_sampling_client(base_model=MODEL).compute_logprobs(tokens).result(SECONDS)
     assert answer.prompt_logprobs[0] is base[0] is None
     assert answer.topk_prompt_logprobs[0] is None
