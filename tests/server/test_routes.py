@@ -91,6 +91,18 @@ REFUSED: dict[str, Requests] = {
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "path": "b"},
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "sampling_session_seq_id": 5},
     ),
+    f"POST {API}/sampling_clients/save_and_create": bodies(
+        lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "name": "b"},
+        lambda theirs, _: {"model_id": theirs.run},
+    ),
+    f"POST {API}/create_model_from_state": bodies(
+        lambda theirs, mine: {"session_id": mine.session, "model_seq_id": 9, "path": theirs.path},
+        lambda theirs, mine: {"session_id": theirs.session, "model_seq_id": 9, "path": mine.path},
+    ),
+    f"POST {API}/compute_logprobs": bodies(
+        lambda theirs, _: {"sampling_session_id": theirs.sampler, **SAMPLE},
+        lambda theirs, _: {"model_path": theirs.path, **SAMPLE},
+    ),
     f"POST {API}/load_weights": bodies(
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "path": theirs.path},
         lambda theirs, mine: {"model_id": mine.run, "seq_id": 3, "path": theirs.path},
@@ -105,6 +117,8 @@ REFUSED: dict[str, Requests] = {
     f"POST {API}/asample": bodies(lambda theirs, _: {"sampling_session_id": theirs.sampler, **SAMPLE}),
     f"POST {API}/join_sampling_session": bodies(lambda theirs, _: {"sampling_session_id": theirs.sampler}),
     f"POST {API}/retrieve_future": bodies(lambda theirs, _: {"request_id": theirs.request}),
+    f"POST {API}/retrieve_futures": bodies(lambda theirs, _: {"target": {"sampling_session_id": theirs.sampler}}),
+    f"DELETE {API}/models/{{model_id}}": lambda theirs, _: [{"model_id": theirs.run}],
     f"POST {API}/cancel_future": bodies(lambda theirs, _: {"request_id": theirs.request}),
     f"GET {API}/sessions/{{session_id}}": scoped(lambda theirs: {"session_id": theirs.session}),
     f"GET {API}/sessions/{{session_id}}/trace_export": lambda theirs, _: [{"session_id": theirs.session}],
@@ -145,6 +159,7 @@ OWN: dict[str, dict[str, Any]] = {
     f"GET {API}/audit": {},
     f"GET {API}/training_runs": {"params": {"access_scope": "accessible"}},
     f"GET {API}/checkpoints": {},
+    f"GET {API}/models": {},
     f"GET {API}/sessions": {"params": {"access_scope": "accessible"}},
     f"POST {API}/sessions/search": {"json": {}},
     **{f"GET {prefix}/models": {} for prefix in OPENAI},

@@ -44,6 +44,7 @@ from mint.server.routes import (
 from mint.server.services import Services
 from mint.server.sweeper import keep_sweeping
 from mint.server.tokens import Tokens
+from mint.store import places
 from mint.store.database import Database
 from mint.store.keys import Role
 
@@ -119,6 +120,7 @@ async def _start(services: Services) -> None:
         await services.fleet.start()
     except WorkerDiedError as error:
         raise ModelLoadError(str(error)) from error
+    services.displaced |= await services.database.transaction(places.streams)
     count = await resume(services)
     if count:
         logger.info("%d unfinished operations were queued again", count)

@@ -29,6 +29,7 @@ class Services:
 
     Attributes:
         created_at: when this process began to serve, in Unix seconds.
+        displaced: runs whose clients' numbers may not be places any more; see `store.places`.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
         draining: the server is stopping; it accepts no more work.
     """
@@ -48,6 +49,7 @@ class Services:
     presence: Presence = field(default_factory=Presence)
     rates: Rates = field(default_factory=Rates)
     metrics: Metrics = field(default_factory=Metrics)
+    displaced: set[str] = field(default_factory=set)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
 

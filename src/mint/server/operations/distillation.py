@@ -33,7 +33,7 @@ class ReverseKLPass(Kind[DistillationRequest]):
         return decode_distillation(body, content_type)
 
     @override
-    def stream(self, request: DistillationRequest) -> tuple[str, int]:
+    def stream(self, request: DistillationRequest) -> tuple[str, int | None]:
         return request.model_id, request.seq_id
 
     @override

@@ -63,8 +63,8 @@ class Kind(Protocol[R]):
         """Read the body."""
         ...
 
-    def stream(self, request: R) -> tuple[str, int]:
-        """The client's own numbering: stream and number."""
+    def stream(self, request: R) -> tuple[str, int | None]:
+        """The client's own numbering: stream and number; None where it stands behind all that has come."""
         ...
 
     def resolve(self, connection: Connection, catalog: Catalog, request: R, owner: str) -> dict[str, Any]:

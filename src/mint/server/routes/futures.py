@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
 from sqlalchemy import Connection
 
-from mint.dispatch.sample_queue import Wait
 from mint.errors import GoneError
 from mint.server import access
 from mint.server.completions import MARGIN_SECONDS, PER_CLONE, Ended, Target
 from mint.server.dependencies import Poller, Ready
 from mint.server.large_json import encode
 from mint.server.operations.cancel import cancel
+from mint.server.pending import not_served, pending
 from mint.store import journal
 from mint.store.schema import Operation, Sampler, Status
 from mint.wire.passes import JSON, PROTOBUF, pass_output_as_json
@@ -51,12 +49,11 @@ async def retrieve_future(request: RetrieveFutureRequest, http: Request, service
     if found.status == Status.PENDING and services.results.find(request_id) is None:
         # the journal has it, and this process does not work on it; asked at once, the client would ask again at once
         await asyncio.sleep(services.config.long_poll_seconds)
-        reason = f"{found.facts['model']} is not served now"
-        return JSONResponse({"queue_state": "paused_capacity", "queue_state_reason": reason}, 408)
+        return not_served(found)
     if found.status == Status.PENDING:
         found = await services.results.wait(request_id, services.config.long_poll_seconds) or found
     if found.status == Status.PENDING:
-        return JSONResponse(_queue_state(services.samples.wait(request_id)), 408)
+        return pending(services, found)
     return await _answer(found, http.headers.get("accept", ""))
 
 
@@ -102,18 +99,6 @@ def _completion(ended: Ended) -> dict[str, Any]:
         "request_id": ended.request_id,
         "response_payload_uncompressed_size": ended.size,
     }
-
-
-def _queue_state(wait: Wait | None) -> dict[str, Any]:
-    """What a pending answer says of a sample's place in line; everything else is under way."""
-    if wait is None:
-        return {"queue_state": "active"}
-    reason = f"number {wait.position} of {wait.depth} in line for a place in the batch"
-    answer = {"queue_state": "paused_capacity", "queue_position": wait.position, "queue_depth": wait.depth}
-    if wait.seconds is not None:
-        answer["estimated_wait_s"] = round(wait.seconds, 1)
-        reason += f", about {math.ceil(wait.seconds)} s at the present rate"
-    return {**answer, "queue_state_reason": reason}
 
 
 async def _answer(operation: Operation, accept: str) -> Response:
