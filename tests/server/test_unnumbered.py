@@ -36,7 +36,7 @@ def test_they_stand_where_they_came_and_the_clients_numbers_go_on(serve: Serve) 
                 answer = await world.alice.retrieve(await reverse_kl(world.alice, run))
                 assert answer["outputs"][0]["loss"]["shape"] == [1]
                 await world.alice.retrieve(await reverse_kl(world.alice, run))
-                assert (await world.alice.step(run, number))["metrics"]["step"] == number
+                await world.alice.step(run, number)
             assert order(world) == "kks" * 3
 
     play(scene)
@@ -85,7 +85,7 @@ def test_a_restart_knows_their_places(serve: Serve, tmp_path: Path) -> None:
             world.worker.paused = True
             await reverse_kl(world.alice, run)
         async with serve(tmp_path / "one") as world:
-            assert (await world.alice.step(run, 2))["metrics"]["step"] == 2
+            await world.alice.step(run, 2)
             assert order(world) == "skks"
 
     play(scene)

@@ -50,14 +50,11 @@ def run(connection: Connection, run_id: str, owner: str) -> Run:
 
     Raises:
         BadRequestError: it holds a copy of a checkpoint and nothing else.
-        GoneError: it was freed.
     """
     found = owned(repository.find(connection, Run, run_id=run_id), owner, "model_id", run_id)
     session(connection, found.session_id, owner)
     if found.copied:
         raise BadRequestError(f"{run_id} holds copied weights; load them into another run to train", field="model_id")
-    if found.freed_at is not None:
-        raise GoneError(f"{run_id} was freed; its checkpoints can be loaded into another run", field="model_id")
     return found
 
 

@@ -38,6 +38,7 @@ from mint.server.routes import (
     samplers,
     search,
     sessions,
+    tokenizers,
     traces,
     training_runs,
 )
@@ -86,7 +87,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     errors.install(app)
     app.include_router(health.router)
     rest = (sessions, search, traces, training_runs, checkpoints, admin)
-    for module in (bootstrap, auth, *rest, models, operations, samplers, futures):
+    for module in (bootstrap, auth, *rest, models, tokenizers, operations, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
     for prefix in openai.PREFIXES:
         app.include_router(openai.router, prefix=prefix)

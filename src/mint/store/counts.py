@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, select
 
-from mint.store.schema import Status, checkpoints, heard_of, live, operations, runs, sessions
+from mint.store.schema import Status, checkpoints, heard_of, operations, runs, sessions
 
 
 def live_runs(connection: Connection, owner: str | None, heard_since: float) -> int:
-    """Runs of sessions that are open and were heard of since then; of all owners for None. See `schema.live`."""
-    query = select(func.count()).select_from(runs.join(sessions)).where(live(heard_since))
+    """Runs of sessions that are open and were heard of since then; of all owners for None. Held copies are not live."""
+    query = select(func.count()).select_from(runs.join(sessions)).where(runs.c.copied.is_(False))
+    query = query.where(heard_of(heard_since))
     return int(connection.execute(query if owner is None else query.where(runs.c.owner == owner)).scalar_one())
 
 
@@ -24,13 +25,6 @@ def pending_operations(connection: Connection, owner: str) -> int:
     """Journaled operations of an owner that have no result."""
     query = select(func.count()).select_from(operations)
     query = query.where(operations.c.status == Status.PENDING, operations.c.owner == owner)
-    return int(connection.execute(query).scalar_one())
-
-
-def pending_of_run(connection: Connection, run_id: str) -> int:
-    """Journaled operations of a run that have no result."""
-    query = select(func.count()).select_from(operations)
-    query = query.where(operations.c.status == Status.PENDING, operations.c.stream == run_id)
     return int(connection.execute(query).scalar_one())
 
 

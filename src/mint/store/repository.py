@@ -18,7 +18,6 @@ from mint.store.schema import (
     Session,
     checkpoints,
     custom_losses,
-    live,
     runs,
     samplers,
     sessions,
@@ -73,19 +72,6 @@ def run_ids_of_session(connection: Connection, session_id: str) -> list[str]:
     """The session's runs, in the order they were made."""
     query = select(runs.c.run_id).where(runs.c.session_id == session_id)
     return list(connection.scalars(query.order_by(runs.c.created_at, runs.c.run_id)))
-
-
-def live_runs(connection: Connection, owner: str, heard_since: float) -> list[Run]:
-    """An owner's runs that can be trained, newest first."""
-    query = select(runs).join(sessions).where(runs.c.owner == owner, live(heard_since))
-    rows = connection.execute(query.order_by(runs.c.created_at.desc(), runs.c.run_id.desc()))
-    return [Run(**row._mapping) for row in rows]
-
-
-def free_run(connection: Connection, run_id: str) -> None:
-    """Give a run up; the first time stands."""
-    query = update(runs).where(runs.c.run_id == run_id, runs.c.freed_at.is_(None))
-    connection.execute(query.values(freed_at=time()))
 
 
 def sampler_ids_of_session(connection: Connection, session_id: str) -> list[str]:

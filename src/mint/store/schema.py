@@ -82,8 +82,7 @@ sessions = Table(
 class Run:
     """A training run: a mutable LoRA on a base model; `lora_seed` is None for one that began with a checkpoint.
 
-    `rollout_correction` is the configuration that came with it. A `copied` run only holds a copy of a checkpoint. One
-    with `freed_at` has been given up, and its checkpoints stay.
+    `rollout_correction` is the configuration that came with it. A `copied` run only holds a copy of a checkpoint.
     """
 
     run_id: str
@@ -99,7 +98,6 @@ class Run:
     user_metadata: dict[str, Any] | None = None
     rollout_correction: dict[str, Any] | None = None
     copied: bool = False
-    freed_at: float | None = None
 
 
 runs = Table(
@@ -118,7 +116,6 @@ runs = Table(
     Column("user_metadata", JSON),
     Column("rollout_correction", JSON),
     Column("copied", Boolean, nullable=False, server_default=false()),
-    Column("freed_at", Float),
     Index("runs_listed", "owner", "created_at", "run_id"),
 )
 
@@ -192,11 +189,6 @@ def _partial(name: str, where: ColumnElement[bool], *columns: str) -> Index:
 def heard_of(since: float) -> ColumnElement[bool]:
     """Whether a session is open and its client was heard of since then, in Unix seconds."""
     return and_(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat >= since)
-
-
-def live(since: float) -> ColumnElement[bool]:
-    """Whether a run, joined to its session, can be trained: that session is live, and it is no copy and not freed."""
-    return and_(runs.c.copied.is_(False), runs.c.freed_at.is_(None), heard_of(since))
 
 
 named = checkpoints.c.path.is_not(None)

@@ -203,16 +203,6 @@ class SaveWeightsForSamplerRequest(WireModel):
     user_metadata: Metadata | None = None
 
 
-class SaveAndCreateRequest(WireModel):
-    """Write a revision and make a sampling session of it; without a `seq_id` it stands behind all that has come."""
-
-    model_id: str
-    name: CheckpointName | None = None
-    seq_id: SequenceNumber | None = None
-    ttl_seconds: TtlSeconds | None = None
-    user_metadata: Metadata | None = None
-
-
 class LoadWeightsRequest(WireModel):
     """Load a checkpoint into a run (model_id and seq_id), or as a new run (session_id and model_seq_id).
 

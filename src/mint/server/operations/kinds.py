@@ -11,7 +11,6 @@ from mint.server.catalog import Catalog
 from mint.server.operations.distillation import ReverseKLPass
 from mint.server.operations.kind import Kind
 from mint.server.operations.sampling import AsyncSample
-from mint.server.operations.save_and_create import SaveAndCreate
 from mint.server.operations.train_step import TrainStepKind
 from mint.server.operations.training import CreateModel, ForwardPass, OptimizerStep, Pass
 from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights
@@ -28,7 +27,6 @@ KINDS: dict[str, Kind[Any]] = {
         ReverseKLPass(),
         SaveWeights(),
         SaveForSampler(),
-        SaveAndCreate(),
         LoadWeights(),
         AsyncSample(),
     )

@@ -26,30 +26,23 @@ from mint.server.operations.training import run_id_of
 from mint.store import checkpoints, files, repository
 from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run, Sampler
 from mint.wire.paths import CheckpointPath, Segment
-from mint.wire.requests import (
-    LoadWeightsRequest,
-    SaveAndCreateRequest,
-    SaveWeightsForSamplerRequest,
-    SaveWeightsRequest,
-)
+from mint.wire.requests import LoadWeightsRequest, SaveWeightsForSamplerRequest, SaveWeightsRequest
 
-SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest | SaveAndCreateRequest
+SaveRequest: TypeAlias = SaveWeightsRequest | SaveWeightsForSamplerRequest
 
 SHAPE_FIELDS = ("lora_rank", "train_attn", "train_mlp", "train_unembed")
 
 
-def staging_folder(catalog: Catalog, operation: Operation) -> Path:
+def _staging_folder(catalog: Catalog, operation: Operation) -> Path:
     """Where the worker writes, until all is written."""
     return catalog.checkpoint_dir / f"{operation.request_id}{files.STAGED}"
 
 
-def run_facts(run: Run) -> dict[str, Any]:
-    """What a checkpoint's row says of the run that it is of."""
+def _run_facts(run: Run) -> dict[str, Any]:
     return {"model": run.base_model, **{name: getattr(run, name) for name in SHAPE_FIELDS}}
 
 
-def checkpoint_of(operation: Operation, request: SaveRequest, path: str | None, result: Result) -> Checkpoint:
-    """The row of a checkpoint that the worker has written."""
+def _checkpoint(operation: Operation, request: SaveRequest, path: str | None, result: Result) -> Checkpoint:
     facts = operation.facts
     return Checkpoint(
         checkpoint_id=operation.request_id,
@@ -67,19 +60,12 @@ def checkpoint_of(operation: Operation, request: SaveRequest, path: str | None, 
     )
 
 
-def refuse_taken(connection: Connection, path: CheckpointPath, field: str = "path") -> None:
-    """Refuse a name that the run has a checkpoint of.
-
-    Raises:
-        BadRequestError: naming `field`.
-    """
+def _refuse_taken(connection: Connection, path: CheckpointPath) -> None:
     if checkpoints.live(connection, str(path)) is not None:
-        raise BadRequestError(f"{path} exists; save under another name or with overwrite", field=field)
+        raise BadRequestError(f"{path} exists; save under another name or with overwrite", field="path")
 
 
-def put(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
-    """The effect of a save: the checkpoint has its name, if nothing else has taken it meanwhile."""
-
+def _put(checkpoint: Checkpoint, *, overwrite: bool) -> Callable[[Connection], None]:
     def effect(connection: Connection) -> None:
         if not checkpoints.put(connection, checkpoint, overwrite=overwrite):
             raise BadRequestError(f"{checkpoint.path} was saved in the meantime", field="path")
@@ -110,18 +96,18 @@ class SaveWeights(Kind[SaveWeightsRequest]):
     ) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
         if not request.overwrite:
-            refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
-        return run_facts(run)
+            _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
+        return _run_facts(run)
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest) -> SaveState:
-        return SaveState(request.model_id, staging_folder(catalog, operation))
+        return SaveState(request.model_id, _staging_folder(catalog, operation))
 
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: SaveWeightsRequest, result: Result) -> Completion:
         path = str(CheckpointPath(request.model_id, self.segment, request.path))
-        checkpoint = checkpoint_of(operation, request, path, result)
-        return Completion.json({"path": path, "type": "save_weights"}, put(checkpoint, overwrite=request.overwrite))
+        checkpoint = _checkpoint(operation, request, path, result)
+        return Completion.json({"path": path, "type": "save_weights"}, _put(checkpoint, overwrite=request.overwrite))
 
 
 class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
@@ -159,12 +145,12 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     ) -> dict[str, Any]:
         run = access.run(connection, request.model_id, owner)
         if request.path is not None:
-            refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
-        return {**run_facts(run), "session_id": run.session_id}
+            _refuse_taken(connection, CheckpointPath(run.run_id, self.segment, request.path))
+        return {**_run_facts(run), "session_id": run.session_id}
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SaveWeightsForSamplerRequest) -> ExportRevision:
-        folder = staging_folder(catalog, operation)
+        folder = _staging_folder(catalog, operation)
         return ExportRevision(request.model_id, folder, key=operation.request_id)
 
     @override
@@ -173,13 +159,13 @@ class SaveForSampler(Kind[SaveWeightsForSamplerRequest]):
     ) -> Completion:
         if request.path is not None:
             path = str(CheckpointPath(request.model_id, self.segment, request.path))
-            checkpoint = checkpoint_of(operation, request, path, result)
-            return Completion.json({"path": path}, put(checkpoint, overwrite=False))
+            checkpoint = _checkpoint(operation, request, path, result)
+            return Completion.json({"path": path}, _put(checkpoint, overwrite=False))
         sampler = self._sampler(operation, request)
-        checkpoint = replace(checkpoint_of(operation, request, None, result), session_id=sampler.session_id)
+        checkpoint = replace(_checkpoint(operation, request, None, result), session_id=sampler.session_id)
 
         def effect(connection: Connection) -> None:
-            put(checkpoint, overwrite=False)(connection)
+            _put(checkpoint, overwrite=False)(connection)
             if repository.put_sampler(connection, sampler).directory != sampler.directory:
                 raise BadRequestError(f"{sampler.sampler_id} exists already", field="sampling_session_seq_id")
             if request.kind == "inflight":

@@ -24,7 +24,6 @@ from mint.wire.requests import (
     LoadWeightsRequest,
     OptimStepRequest,
     SampleRequest,
-    SaveAndCreateRequest,
     SaveWeightsForSamplerRequest,
     SaveWeightsRequest,
 )
@@ -141,12 +140,6 @@ async def save_weights(http: Request, services: Ready, caller: Caller) -> dict[s
 async def save_weights_for_sampler(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Write a revision that can be sampled."""
     return await _training(services, "save_weights_for_sampler", http, caller)
-
-
-@router.post("/sampling_clients/save_and_create", openapi_extra=_documented(SaveAndCreateRequest))
-async def save_and_create(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
-    """Write a revision, named or not, and make a sampling session of it."""
-    return await _training(services, "save_and_create", http, caller)
 
 
 @router.post("/create_model_from_state", openapi_extra=_documented(LoadWeightsRequest))

@@ -1,4 +1,4 @@
-"""Runs that were freed, operations without a number."""
+"""Operations without a number."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -8,7 +8,6 @@ down_revision = "0009_snapshots"
 
 
 def upgrade() -> None:
-    op.add_column("runs", sa.Column("freed_at", sa.Float))
     op.create_table(
         "unnumbered",
         sa.Column("request_id", sa.String, sa.ForeignKey("operations.request_id"), primary_key=True),
@@ -22,4 +21,3 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("unnumbered")
-    op.drop_column("runs", "freed_at")
