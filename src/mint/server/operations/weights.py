@@ -228,7 +228,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
     def resolve(
         self, connection: Connection, catalog: Catalog, request: LoadWeightsRequest, owner: str
     ) -> dict[str, Any]:
-        path = CheckpointPath.parse(request.path, "path")
+        path = CheckpointPath.parse(access.canonical(connection, request.path, "weights"), "path")
         checkpoint = access.checkpoint(connection, str(path), owner, "path")
         if request.optimizer and path.segment != "weights":
             raise BadRequestError(f"{path} holds weights for sampling only, without optimizer state", field="optimizer")
