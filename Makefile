@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install quickstart test lint types format test-slow test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu clean
+.PHONY: help install quickstart test lint types format test-slow sdk-matrix test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -50,6 +50,9 @@ format: $(STAMP) ## Let ruff mend what it can
 test-slow: $(STAMP) ## The tests that take longer
 	$(BIN)/python -m pytest -m slow
 
+sdk-matrix: $(STAMP) ## What each version of the SDK can do here (about 2 minutes)
+	$(BIN)/python -m tests.sdks.matrix
+
 test-gpu: $(STAMP) ## The tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
@@ -81,4 +84,4 @@ bench-gpu: $(STAMP) ## Model FLOP utilisation of training on a CUDA device
 	$(BIN)/python -m benchmarks.gpu
 
 clean: ## Remove the environment and caches
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info
+	rm -rf $(VENV) .sdks .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist src/*.egg-info

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
 
 from mint.config import EngineConfig
@@ -24,6 +25,11 @@ async def poll(world: World, request_id: str) -> dict[str, Any]:
     response = await world.alice.post("retrieve_future", {"request_id": request_id})
     assert response.status_code == 408, response.text
     answer: dict[str, Any] = response.json()
+    assert (answer.pop("retry_after_s"), response.headers["retry-after"]) == (0, "0")
+    names = ("queue-depth", "queue_depth"), ("queue-position", "queue_position"), ("queue-eta-s", "estimated_wait_s")
+    for header, field in names:
+        told = math.ceil(answer[field]) if field in answer else None
+        assert response.headers.get(f"x-{header}") == (str(told) if told is not None else None)
     return answer
 
 
@@ -35,6 +41,7 @@ def test_a_pending_answer_tells_the_place_in_line(serve: Serve) -> None:
             assert await poll(world, ids[0]) == {"queue_state": "active"}
             last = await poll(world, ids[3])
             assert (last["queue_state"], last["queue_position"], last["queue_depth"]) == ("paused_capacity", 3, 3)
+            assert last["progress"] == 0.0
             assert "number 3 of 3" in last["queue_state_reason"]
             assert "estimated_wait_s" not in last
             assert "about" not in last["queue_state_reason"]
@@ -52,6 +59,19 @@ def test_a_pending_answer_tells_the_place_in_line(serve: Serve) -> None:
                 while response.status_code == 408:
                     response = await world.alice.post("retrieve_future", {"request_id": request_id})
                 assert len(response.json()["sequences"]) == 1
+
+    play(scene)
+
+
+def test_operations_of_a_run_are_in_line_behind_those_before_them(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve(**SMALL) as world:
+            run = await world.alice.run()
+            world.worker.paused = True
+            steps = [await world.alice.ok("optim_step", {"model_id": run, "seq_id": number}) for number in (1, 2, 3)]
+            for place, step in enumerate(steps, 1):
+                expected = {"queue_state": "active", "queue_position": place, "queue_depth": 3}
+                assert await poll(world, step["request_id"]) == expected
 
     play(scene)
 

@@ -35,6 +35,11 @@ def request(run: str, seq_id: int, **fields: Any) -> dict[str, Any]:
     return {"model_id": run, "seq_id": seq_id, "data": [datum()], **fields}
 
 
+def number(value: float) -> dict[str, Any]:
+    """One number as TensorData."""
+    return {"data": [value], "dtype": "float32", "shape": [1]}
+
+
 async def saved(api: Api, run: str, seq_id: int, kind: str = "save_weights", name: str = "a") -> str:
     path: str = (await api.result(kind, {"model_id": run, "seq_id": seq_id, "path": name}))["path"]
     return path
@@ -56,7 +61,7 @@ def test_a_request_and_its_answer(serve: Serve) -> None:
             body = request(run, 1, data=[datum(), second, datum(weights=None)], temperature=2)
             answer = await world.alice.result(PATH, body)
             assert answer == {
-                "outputs": [{"loss": 1.5}, {"loss": 5.0}, {"loss": 2.0}],
+                "outputs": [{"loss": number(loss)} for loss in (1.5, 5.0, 2.0)],
                 "metrics": {"loss:sum": 8.5},
                 "type": "forward_backward_reverse_kl",
             }
@@ -127,7 +132,7 @@ def test_it_is_done_again_after_a_restart_with_the_reference_it_had(serve: Serve
             await world.alice.retrieve(pending["request_id"])
             keys = [command.reference.key for command in commands(world) if command.reference is not None]
         async with serve(folder) as world:
-            assert (await world.alice.retrieve(pending["request_id"]))["outputs"] == [{"loss": 1.5}]
+            assert (await world.alice.retrieve(pending["request_id"]))["outputs"] == [{"loss": number(1.5)}]
             assert kinds(world, run) == ["CreateRun", "ReverseKL", "ReverseKL"]
             again = [command.reference.key for command in commands(world) if command.reference is not None]
             assert again == keys
@@ -266,7 +271,7 @@ def test_whose_run_it_is(serve: Serve) -> None:
             for run_id, status in ((run, 403), ("nobody:train:0", 404)):
                 response = await world.bob.post(PATH, request(run_id, 1))
                 assert (response.status_code, response.json()["field"]) == (status, "model_id")
-            for seq_id in (0, -1, None, 1 << 63):
+            for seq_id in (0, -1, "1", 1 << 63):
                 response = await world.alice.post(PATH, {**request(run, 1), "seq_id": seq_id})
                 assert (response.status_code, response.json()["field"]) == (400, "seq_id")
             for body in (b"", b"{", b"[]", b"\xff", b"[" * 100_000):

@@ -65,6 +65,9 @@ LINKS = {
 }
 """Answered to whoever has a signed link; a key does not help."""
 
+SERVED = {f"GET {API}/tokenizer", f"GET {API}/tokenizer/file"}
+"""Of base models, which are everybody's."""
+
 ONE = f"{API}/training_runs/{{run_id}}/checkpoints/{{segment}}/{{name}}"
 
 REFUSED: dict[str, Requests] = {
@@ -97,6 +100,14 @@ REFUSED: dict[str, Requests] = {
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "sampling_session_seq_id": 5},
     ),
     f"POST {API}/save_weights_external": on_run(path="b"),
+    f"POST {API}/create_model_from_state": bodies(
+        lambda theirs, mine: {"session_id": mine.session, "model_seq_id": 9, "path": theirs.path},
+        lambda theirs, mine: {"session_id": theirs.session, "model_seq_id": 9, "path": mine.path},
+    ),
+    f"POST {API}/compute_logprobs": bodies(
+        lambda theirs, _: {"sampling_session_id": theirs.sampler, **SAMPLE},
+        lambda theirs, _: {"model_path": theirs.path, **SAMPLE},
+    ),
     f"POST {API}/load_weights": bodies(
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "path": theirs.path},
         lambda theirs, mine: {"model_id": mine.run, "seq_id": 3, "path": theirs.path},
@@ -112,6 +123,7 @@ REFUSED: dict[str, Requests] = {
     f"POST {API}/asample": bodies(lambda theirs, _: {"sampling_session_id": theirs.sampler, **SAMPLE}),
     f"POST {API}/join_sampling_session": bodies(lambda theirs, _: {"sampling_session_id": theirs.sampler}),
     f"POST {API}/retrieve_future": bodies(lambda theirs, _: {"request_id": theirs.request}),
+    f"POST {API}/retrieve_futures": bodies(lambda theirs, _: {"target": {"sampling_session_id": theirs.sampler}}),
     f"POST {API}/cancel_future": bodies(lambda theirs, _: {"request_id": theirs.request}),
     f"GET {API}/sessions/{{session_id}}": scoped(lambda theirs: {"session_id": theirs.session}),
     f"GET {API}/sessions/{{session_id}}/trace_export": lambda theirs, _: [{"session_id": theirs.session}],
@@ -188,7 +200,7 @@ async def walk(http: httpx.AsyncClient, route: str, request: dict[str, Any], key
 def test_every_route_is_walked(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
-            assert routes_of(world.app) == OPEN | LINKS | REFUSED.keys() | OWN.keys()
+            assert routes_of(world.app) == OPEN | LINKS | SERVED | REFUSED.keys() | OWN.keys()
 
     play(scene)
     for source in Path(mint.__path__[0]).rglob("server/**/*.py"):

@@ -170,6 +170,9 @@ def test_the_sdk_says_that_a_sample_waits(serve: Serve, caplog: pytest.LogCaptur
     async def scene() -> None:
         async with serve(engine=SMALL, long_poll_seconds=0.1) as world, service_of(world) as service:
             client = await sampler_of(service)
+            # older versions poll for each sample by itself, and are told of its place
+            config = client.holder._client_config
+            client.holder._client_config = config.model_copy(update={"sample_use_retrieve_futures": False})
             world.worker.paused = True
             futures = [sample(client) for _ in range(2)]
             with caplog.at_level(logging.WARNING, "tinker"):

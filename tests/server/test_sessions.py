@@ -15,14 +15,6 @@ from .inprocess import MODEL, PROTOBUF, Serve, datum, play
 def test_what_a_client_asks_first(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
-            for version in ("0.38.0", "0.38.1rc1", "0.40", "1.0.0"):
-                config = await world.alice.ok("client/config", {"sdk_version": version, "new": 1})
-                assert config == {"custom_loss_server_side": True, "sample_join_sampling_session": True}
-            for version in ("0.30.0", "0.37.9", "", "x", None):
-                assert await world.alice.ok("client/config", {"sdk_version": version, "new": 1}) == {}
-            for version in ("0.6.0", "0.29.9"):
-                config = await world.alice.ok("client/config", {"sdk_version": version, "new": 1})
-                assert config == {"use_pyqwest_transport": False}
             dynamic = await world.alice.ok("client/dynamic_config", {"sdk_version": "0.38.0", "new": 1})
             assert dynamic == {"sample_cancel_enabled": True}
             capabilities = (await world.alice.send("GET", "get_server_capabilities")).json()

@@ -83,7 +83,7 @@ def test_there_may_be_as_many_targets_as_the_shorter_input_has_tokens(count: int
 
 def test_an_answer() -> None:
     answer = distillation_output((0.5, -1.0), {"loss:sum": -0.5})
-    assert answer["outputs"] == [{"loss": 0.5}, {"loss": -1.0}]
+    assert answer["outputs"] == [{"loss": {"data": [loss], "dtype": "float32", "shape": [1]}} for loss in (0.5, -1.0)]
     assert answer["metrics"] == {"loss:sum": -0.5}
 
 

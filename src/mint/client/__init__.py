@@ -6,8 +6,9 @@
     discovery    which base URL and which key, from arguments, environment and the credentials file
     credentials  the credentials file that a running `mint serve` leaves for its user's clients
     pickling     how a pickled client prepares the SDK in the process that loads it
+    tokenizers   tokenizers of models that only the server has
     submission   sends operations of MinT's own through the SDK's clients; knows their private parts
 
-Nothing else knows private parts of the SDK but `patches` and `submission`.
+Nothing else knows private parts of the SDK but `patches`, `submission` and `tokenizers`.
 Must not import the server, the engine or torch.
 """

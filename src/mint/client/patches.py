@@ -6,6 +6,9 @@
  4. An `sk-` key is never sent to the SDK's own hosted service, which cannot know it.
  5. With no key at all, the error says how to start a server and what to set.
  6. A pickled sampling client prepares the SDK in the process that loads it.
+ 7. `get_tokenizer()` asks the server for the tokenizer of a model that only the server has.
+
+The SDK must be of a version that this was tested with: an older one is refused, a newer one is warned of.
 
 It knows private modules of the SDK. It tells a check or a variable by what it does where it can, so that one text
 serves several SDK versions, and reports what it did not find. How an endpoint is chosen it must not know: that is
@@ -15,6 +18,7 @@ serves several SDK versions, and reports what it did not find. How an endpoint i
 from __future__ import annotations
 
 import functools
+import re
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,10 +27,12 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
-from mint.client import discovery, pickling
+from mint.client import discovery, pickling, tokenizers
 from mint.client.credentials import canonical_url
+from mint.client.namespace import mint_version
 
-TESTED_SDK = "0.38.0"
+OLDEST_SDK, TESTED_SDK = "0.30.4", "0.38.0"
+"""The versions of the SDK that MinT is tested with, from and to; pyproject.toml says the same."""
 
 NO_KEY_MESSAGE = (
     "No API key is set, and no running MinT server of yours was found that one could be taken from. Either"
@@ -42,7 +48,13 @@ NO_HOME_MESSAGE = (
 
 
 def apply() -> None:
-    """Patch the loaded SDK. Repeating it does nothing; what cannot be found is reported in a warning."""
+    """Patch the loaded SDK. Repeating it does nothing; what cannot be found is reported in a warning.
+
+    Raises:
+        ImportError: the SDK is older than MinT can prepare.
+    """
+    version = str(getattr(import_module("tinker"), "__version__", "of unknown version"))
+    _check_version(version)
     missing = []
     for patch in _PATCHES:
         try:
@@ -50,9 +62,25 @@ def apply() -> None:
         except (AttributeError, ImportError) as error:
             missing.append(f"{patch.__name__.strip('_')} ({error})")
     if missing:
-        version = getattr(import_module("tinker"), "__version__", "of unknown version")
         message = f"tinker {version} could not be prepared for MinT in full (tested with {TESTED_SDK}): "
         warnings.warn(message + "; ".join(missing), RuntimeWarning, stacklevel=2)
+
+
+def _check_version(version: str) -> None:
+    """Say so where the SDK is outside the range; a version of another form is nobody's release, and is tried."""
+    found = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", version)
+    if found is None:
+        return
+    numbers = tuple(int(part or 0) for part in found.groups())
+    oldest, newest = (tuple(map(int, each.split("."))) for each in (OLDEST_SDK, TESTED_SDK))
+    if numbers < oldest:
+        raise ImportError(
+            f"mint {mint_version()} needs tinker {OLDEST_SDK} or later, and tinker {version} is installed:"
+            " upgrade it, or use it without importing mint, with a 'tml-' key"
+        )
+    if numbers[:2] > newest[:2]:
+        text = f"mint {mint_version()} was tested with tinker up to {TESTED_SDK}, and tinker {version} is installed"
+        warnings.warn(text, RuntimeWarning, stacklevel=3)
 
 
 # ---------------------------------------------------------------- what is patched
@@ -124,7 +152,8 @@ def _endpoint_of_holders() -> None:
         return with_endpoint
 
     _wrap(holders.InternalClientHolder, "__init__", make)
-    _wrap(holders._SessionlessHolderCache, "get_or_create", make_for_cache)
+    if hasattr(holders, "_SessionlessHolderCache"):  # older versions cache none
+        _wrap(holders._SessionlessHolderCache, "get_or_create", make_for_cache)
 
 
 def _endpoint_of_requests() -> None:
@@ -189,6 +218,25 @@ def _pickles() -> None:
     _wrap(_sdk("lib.public_interfaces.sampling_client").SamplingClient, "__reduce__", make)
 
 
+def _tokenizers() -> None:
+    def make(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        def get_tokenizer(self: Any) -> Any:
+            return tokenizers.load(self.holder, _model_of(self)) or original(self)
+
+        return get_tokenizer
+
+    for name in ("sampling", "training"):
+        client = getattr(_sdk(f"lib.public_interfaces.{name}_client"), f"{name.capitalize()}Client")
+        _wrap(client, "get_tokenizer", make)
+
+
+def _model_of(client: Any) -> str:
+    """The base model of a client of either kind."""
+    if hasattr(client, "get_base_model"):
+        return str(client.get_base_model())
+    return str(client.get_info().model_data.model_name)
+
+
 _PATCHES = (
     # The last guard first: `sk-` keys are taken only when they cannot go astray.
     _endpoint_of_requests,
@@ -199,6 +247,7 @@ _PATCHES = (
     _has_credentials,
     _missing_key_message,
     _pickles,
+    _tokenizers,
 )
 
 # ---------------------------------------------------------------- how it is patched

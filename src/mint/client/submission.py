@@ -175,7 +175,7 @@ def create_run(service: ServiceClient, base_model: str, request: dict[str, Any])
     """
     from tinker import TrainingClient, types  # noqa: PLC0415
     from tinker.lib.api_future_impl import _APIFuture  # noqa: PLC0415
-    from tinker.lib.public_interfaces.training_client import fetch_training_info  # noqa: PLC0415
+    from tinker.lib.public_interfaces import training_client as module  # noqa: PLC0415
     from tinker.lib.queue_state_logger import QueueStateLogger  # noqa: PLC0415
 
     json.dumps(request)
@@ -193,8 +193,10 @@ def create_run(service: ServiceClient, base_model: str, request: dict[str, Any])
             request_type="CreateModel",
             queue_state_observer=QueueStateLogger(base_model, "Model creation"),
         )
-        info = await fetch_training_info(holder, created.model_id)
-        return TrainingClient(holder, model_seq_id=number, model_id=created.model_id, info=info)
+        # versions before 0.38 ask for what a run is when they need it
+        fetch = getattr(module, "fetch_training_info", None)
+        known = {"info": await fetch(holder, created.model_id)} if fetch is not None else {}
+        return TrainingClient(holder, model_seq_id=number, model_id=created.model_id, **known)
 
     return holder.run_coroutine_threadsafe(run())
 

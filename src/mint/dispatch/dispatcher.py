@@ -39,6 +39,11 @@ class Dispatcher:
         """Whether a run is, or is about to be, with a worker."""
         return run_id in self._streams
 
+    def place(self, run_id: str, seq_id: int) -> tuple[int, int] | None:
+        """Of a run's operations without a result: which this is, from 1 on, of how many. None: it is none."""
+        numbers = self._streams[run_id][1].open_numbers if run_id in self._streams else []
+        return (numbers.index(seq_id) + 1, len(numbers)) if seq_id in numbers else None
+
     def unload(self, run_id: str) -> None:
         """Free a run, once it has nothing more to do."""
         if run_id in self._streams:

@@ -114,6 +114,11 @@ class RunStream:
         """The number that is sent next; None while the run is being rebuilt for the first time."""
         return self._next
 
+    @property
+    def open_numbers(self) -> list[int]:
+        """Of the operations that have no result, in order."""
+        return sorted((*self._sent, *self._waiting))
+
     async def drain(self) -> None:
         """Wait until nothing is waiting, under way or being rebuilt."""
         while not self._stopped and not (self.idle and self._worker is not None):

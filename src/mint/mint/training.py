@@ -65,7 +65,7 @@ def forward_backward_reverse_kl(
     }
 
     def read(answer: dict[str, Any]) -> ReverseKLOutput:
-        return ReverseKLOutput(tuple(output["loss"] for output in answer["outputs"]), answer["metrics"])
+        return ReverseKLOutput(tuple(output["loss"]["data"][0] for output in answer["outputs"]), answer["metrics"])
 
     return submit(training_client, "mint/forward_backward_reverse_kl", request, dict, read)
 

@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 from mint.errors import BadRequestError, GoneError, NotFoundError, PermissionDeniedError
 from mint.store import checkpoints, repository, weights_tokens
 from mint.store.schema import Checkpoint, CheckpointKind, CustomLoss, Operation, Run, Sampler, Session
-from mint.wire.paths import CheckpointPath
+from mint.wire.paths import LEGACY_SCHEME, CheckpointPath, Segment
 
 TOKEN_FIELD = "weights_access_token"
 
@@ -113,8 +113,21 @@ def sample_source(
         if base_model is None:
             raise BadRequestError("give a base_model or a model_path", field="base_model")
         return base_model, None, None
-    path = str(CheckpointPath.parse(model_path, "model_path"))
+    path = str(CheckpointPath.parse(canonical(connection, model_path, "sampler_weights"), "model_path"))
     found = weights(connection, path, owner, "model_path")
     if base_model is not None and base_model != found.base_model:
         raise BadRequestError(f"is {base_model!r}, but {path} was trained on {found.base_model!r}", field="base_model")
     return found.base_model, path, found.directory
+
+
+def canonical(connection: Connection, text: str, first: Segment) -> str:
+    """A path of today for one of old, `mint://<run>/<name>`, which did not say what kind of checkpoint it is.
+
+    That is the one that is there, of two the one in the segment `first`. Any other text is left as it is.
+    """
+    run_id, _, name = text.removeprefix(LEGACY_SCHEME).partition("/")
+    if not text.startswith(LEGACY_SCHEME) or not run_id or not name or "/" in name:
+        return text
+    segments: tuple[Segment, ...] = (first, "weights" if first == "sampler_weights" else "sampler_weights")
+    paths = [str(CheckpointPath(run_id, segment, name)) for segment in segments]
+    return next((path for path in paths if checkpoints.live(connection, path) is not None), paths[0])

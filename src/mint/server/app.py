@@ -41,6 +41,7 @@ from mint.server.routes import (
     samplers,
     search,
     sessions,
+    tokenizers,
     traces,
     training_runs,
     uploads,
@@ -48,6 +49,7 @@ from mint.server.routes import (
 from mint.server.services import Services
 from mint.server.sweeper import keep_sweeping
 from mint.server.tokens import Tokens
+from mint.store import places
 from mint.store.database import Database
 from mint.store.keys import Role
 
@@ -89,7 +91,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     errors.install(app)
     app.include_router(health.router)
     rest = (sessions, search, traces, training_runs, checkpoints, access_tokens, downloads, uploads, admin)
-    for module in (bootstrap, auth, *rest, models, operations, samplers, futures):
+    for module in (bootstrap, auth, *rest, models, tokenizers, operations, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
     for prefix in openai.PREFIXES:
         app.include_router(openai.router, prefix=prefix)
@@ -124,6 +126,7 @@ async def _start(services: Services) -> None:
         await services.fleet.start()
     except WorkerDiedError as error:
         raise ModelLoadError(str(error)) from error
+    services.displaced |= await services.database.transaction(places.streams)
     count = await resume(services)
     if count:
         logger.info("%d unfinished operations were queued again", count)

@@ -36,3 +36,4 @@ def drain(services: Services) -> None:
     """
     services.draining = True
     services.results.close()
+    services.completions.close()

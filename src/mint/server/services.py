@@ -17,6 +17,7 @@ from mint.errors import UnavailableError
 from mint.observability.metrics import Metrics
 from mint.server.auth import Keys
 from mint.server.catalog import Catalog
+from mint.server.completions import Completions
 from mint.server.limits import Rates
 from mint.server.presence import Presence
 from mint.server.results import Results
@@ -46,6 +47,7 @@ class Services:
 
     Attributes:
         created_at: when this process began to serve, in Unix seconds.
+        displaced: runs whose clients' numbers may not be places any more; see `store.places`.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
         interpolating: which folders are read for a sum of checkpoints, by the operation that is under way.
         draining: the server is stopping; it accepts no more work.
@@ -62,12 +64,14 @@ class Services:
     keys: Keys
     tokens: Tokens
     results: Results
+    completions: Completions = field(default_factory=Completions)
     signer: Signer = field(default_factory=Signer)
     created_at: float = field(default_factory=time)
     presence: Presence = field(default_factory=Presence)
     rates: Rates = field(default_factory=Rates)
     metrics: Metrics = field(default_factory=Metrics)
     interpolating: dict[str, set[str]] = field(default_factory=dict)
+    displaced: set[str] = field(default_factory=set)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
     downloads: Underway = field(default_factory=Underway)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from time import time
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, select, update
+from sqlalchemy import Connection, Select, bindparam, func, select, update
 
 from mint.store.schema import Operation, Status, operations
 
@@ -95,6 +95,27 @@ def finished(connection: Connection, stream: str, after: int) -> list[Operation]
         .order_by(operations.c.seq_id)
     )
     return [Operation(**row._mapping) for row in connection.execute(query)]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an operation ended, and how many bytes its result has."""
+
+    request_id: str
+    status: Status
+    size: int
+
+
+def outcomes(connection: Connection, stream: str, numbers: range, since: float) -> list[Outcome]:
+    """Of a stream's operations with such numbers, those that ended at or after a time, in seconds since the epoch."""
+    query = select(operations.c.request_id, operations.c.status, func.length(operations.c.result)).where(
+        operations.c.stream == stream,
+        operations.c.seq_id >= numbers.start,
+        operations.c.seq_id < numbers.stop,
+        operations.c.finished_at >= since,
+    )
+    rows = connection.execute(query.order_by(operations.c.finished_at))
+    return [Outcome(request_id, Status(status), size or 0) for request_id, status, size in rows]
 
 
 def drop_payloads(connection: Connection, stream: str, up_to: int) -> None:

@@ -367,6 +367,18 @@ operations = Table(
     UniqueConstraint("stream", "seq_id"),
     Index("operations_by_status", "status"),
 )
+unnumbered = Table(
+    "unnumbered",
+    metadata,
+    Column("request_id", String, ForeignKey("operations.request_id"), primary_key=True),
+    Column("stream", String, nullable=False),
+    Column("after", BigInteger, nullable=False),
+    Column("retry_key", String),
+    Index("unnumbered_of_stream", "stream", "after"),
+    Index("unnumbered_by_key", "stream", "retry_key", unique=True),
+)
+"""Operations of runs that came without a number, and the client's number that each stands behind."""
+
 _reads_a_folder = operations.c.directory.is_not(None)
 Index(
     "operations_by_directory",

@@ -29,18 +29,19 @@ class DistillationDatum:
 class DistillationRequest:
     """`reference_model_path` is a checkpoint's path, or the base model's name, or None for the base model.
 
+    Without a `seq_id` it stands behind all that has come.
     `data` decodes as it is read, once: a damaged datum shows only then, when it is known whose request it is.
     """
 
     model_id: str
-    seq_id: int
+    seq_id: int | None
     reference_model_path: str | None
     data: Iterator[DistillationDatum]
     temperature: float
 
 
 def decode_distillation(body: bytes, content_type: str) -> DistillationRequest:
-    """`{model_id, reference_model_path?, data: [datum], temperature?, seq_id}`.
+    """`{model_id, reference_model_path?, data: [datum], temperature?, seq_id?}`.
 
     A datum is `{student_input, reference_input, target_tokens, weights?}`: two ModelInputs, and for the others
     TensorData or plain lists. `weights` default to 1, `temperature` to 1.
@@ -55,7 +56,7 @@ def decode_distillation(body: bytes, content_type: str) -> DistillationRequest:
     temperature = document.get("temperature")
     return DistillationRequest(
         model_id=run_named(document),
-        seq_id=sequence_number(document),
+        seq_id=sequence_number(document) if document.get("seq_id") is not None else None,
         reference_model_path=path,
         data=_decode_all(list_at(document.get("data"), "data")),
         temperature=1.0 if temperature is None else number_at(temperature, "temperature"),
@@ -98,9 +99,9 @@ def _vector(value: object, dtype: str, where: str) -> Array:
 
 
 def distillation_output(losses: Sequence[float], metrics: dict[str, float]) -> dict[str, Any]:
-    """`{outputs: [{loss}], metrics, type}`, an output for each datum."""
+    """`{outputs: [{loss}], metrics, type}`, an output for each datum; `loss` is TensorData of one number."""
     return {
-        "outputs": [{"loss": loss} for loss in losses],
+        "outputs": [{"loss": {"data": [loss], "dtype": "float32", "shape": [1]}} for loss in losses],
         "metrics": metrics,
         "type": "forward_backward_reverse_kl",
     }

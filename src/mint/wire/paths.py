@@ -8,7 +8,8 @@ from typing import Literal, get_args
 from mint.errors import BadRequestError
 
 Segment = Literal["weights", "sampler_weights", "external_weights"]
-SCHEMES = ("tinker://", "mint://")
+LEGACY_SCHEME = "mint://"
+SCHEMES = ("tinker://", LEGACY_SCHEME)
 
 
 @dataclass(frozen=True)

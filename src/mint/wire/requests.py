@@ -320,6 +320,22 @@ class RetrieveFutureRequest(WireModel):
     allow_metadata_only: bool = False
 
 
+class FuturesTarget(WireModel):
+    """A sampling session, and which copy of its client."""
+
+    type: Literal["sampling_session"] = "sampling_session"
+    sampling_session_id: str
+    cloned_sampler_id: Count = 0
+
+
+class RetrieveFuturesRequest(WireModel):
+    """Ask which samples of a client have ended since a cursor; `timeout` in seconds, 0 for an answer at once."""
+
+    target: FuturesTarget
+    prev_cursor: Count = 0
+    timeout: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
+
+
 class CancelFutureRequest(WireModel):
     """Nobody waits for the result of a sample any more."""
 

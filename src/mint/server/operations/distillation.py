@@ -33,7 +33,7 @@ class ReverseKLPass(Kind[DistillationRequest]):
         return decode_distillation(body, content_type)
 
     @override
-    def stream(self, request: DistillationRequest) -> tuple[str, int]:
+    def stream(self, request: DistillationRequest) -> tuple[str, int | None]:
         return request.model_id, request.seq_id
 
     @override
@@ -74,7 +74,7 @@ def _reference(connection: Connection, request: DistillationRequest, run: Run, o
         raise BadRequestError(
             f"{name!r} is neither a checkpoint's path nor {run.base_model!r}, the run's base model", field=FIELD
         )
-    path = str(CheckpointPath.parse(name, FIELD))
+    path = str(CheckpointPath.parse(access.canonical(connection, name, "weights"), FIELD))
     checkpoint = access.weights(connection, path, owner, FIELD)
     if checkpoint.base_model != run.base_model:
         raise BadRequestError(

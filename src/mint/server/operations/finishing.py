@@ -108,6 +108,7 @@ async def _write(services: Services, operation: Operation, status: Status, compl
     finished = replace(operation, status=status, payload=b"", result_type=completion.media_type, result=completion.body)
     services.metrics.finished(operation.kind, status, time() - operation.created_at)
     services.results.put(finished)
+    services.completions.put(finished)
 
 
 def failure(error: MintError) -> bytes:

@@ -66,8 +66,8 @@ class Kind(Protocol[R]):
         """Read the body."""
         ...
 
-    def stream(self, request: R) -> tuple[str, int]:
-        """The client's own numbering: stream and number."""
+    def stream(self, request: R) -> tuple[str, int | None]:
+        """The client's own numbering: stream and number; None where it stands behind all that has come."""
         ...
 
     def journaled(self, request: R, body: bytes) -> bytes:

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_hex
 from time import time
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
@@ -24,7 +24,7 @@ from mint.server.operations import finishing
 from mint.server.operations.kind import Kind
 from mint.server.operations.kinds import recalled
 from mint.server.services import Services
-from mint.store import audit, journal, repository
+from mint.store import audit, journal, places, repository
 from mint.store.keys import Key
 from mint.store.schema import Operation, Run, Status
 from mint.wire.numbering import numbering
@@ -41,8 +41,13 @@ PLANNING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planning")
 """Reads and plans large bodies, and what is replayed; one at a time, since a parsed body is many times its size."""
 
 
-async def submit(services: Services, kind: Kind[R], body: bytes, content_type: str, caller: Key) -> Operation:
+async def submit(
+    services: Services, kind: Kind[R], body: bytes, content_type: str, caller: Key, retry_key: str | None = None
+) -> Operation:
     """Accept a request: once this returns it is in the journal and will be carried out.
+
+    Args:
+        retry_key: what all tries of a request without a number have in common.
 
     Returns:
         The journaled operation; for a retry, the one that the first try made.
@@ -52,17 +57,21 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
     """
     services.check_accepting()
     large = len(body) > LARGE_BODY
-    number: tuple[str, int] | None = None
+    number: tuple[str, int | None] | None = None
     try:
         request = await aside(large, kind.parse, body, content_type)
-        number = kind.stream(request)
-        arrived = _pending(kind.name, number, caller.owner, kind.journaled(request, body), content_type)
-        return await _accept(services, kind, request, arrived, caller, large=large)
+        stream, seq_id = number = kind.stream(request)
+        kept = kind.journaled(request, body)
+        arrived = _pending(kind.name, (stream, seq_id or 0), caller.owner, kept, content_type)
+        if seq_id is None:
+            services.displaced.add(stream)  # now, so that no transaction that comes later passes it over
+        way_in = _WayIn(services, kind, request, arrived, caller, seq_id, retry_key)
+        return await _accept(way_in, large=large)
     except MintError as error:
         if kind.ordered and error.category == "user":
             number = number or await aside(large, numbering, body)
-            if number is not None:
-                await _spend(services, _refused(kind.name, number, caller.owner, error))
+            if number is not None and number[1] is not None:
+                await _spend(services, _refused(kind.name, (number[0], number[1]), caller.owner, error))
         raise
 
 
@@ -89,44 +98,83 @@ def _pending(kind: str, number: tuple[str, int], owner: str, body: bytes, conten
     )
 
 
-async def _accept(
-    services: Services, kind: Kind[R], request: R, arrived: Operation, caller: Key, *, large: bool
-) -> Operation:
-    """Journal and dispatch; what is large is planned between looking up and writing, the rest in one transaction."""
-    catalog = services.catalog
-    asked = limits.Asked(
-        makes_run=kind.ordered and arrived.seq_id == 0,
-        saves=kind.saves,
-        awaited=kind.ordered and services.dispatcher.awaits(arrived.stream, arrived.seq_id),
-        heard_since=services.heard_since,
-    )
+@dataclass(frozen=True)
+class _WayIn(Generic[R]):
+    """A request on its way in, with what its transactions look up; `number` None takes the next place of its run."""
 
-    def look_up(connection: Connection) -> Operation:
-        """`arrived` with its facts, or the operation that has its number already."""
-        first = journal.known(connection, arrived.stream, arrived.seq_id)
+    services: Services
+    kind: Kind[R]
+    request: R
+    arrived: Operation
+    caller: Key
+    number: int | None
+    retry_key: str | None
+
+    def look_up(self, connection: Connection, *, has_room: bool) -> Operation:
+        """The operation with its place and facts, or the one that has its number already."""
+        arrived, catalog = self.arrived, self.services.catalog
+        first = self._first(connection)
         if first is not None:
             return first
         if not has_room:
-            raise BusyError(services.config.max_waiting_samples)
-        facts = kind.resolve(connection, catalog, request, arrived.owner)
+            raise BusyError(self.services.config.max_waiting_samples)
+        arrived = replace(arrived, seq_id=self._place(connection))
+        facts = self.kind.resolve(connection, catalog, self.request, arrived.owner)
         catalog.model(facts["model"])
-        limits.check(connection, caller, asked)
+        limits.check(connection, self.caller, self._asked(arrived))
         return replace(arrived, facts=facts, directory=facts.get("directory") or facts.get("reference"))
 
+    def write(self, connection: Connection, operation: Operation) -> None:
+        """The rows of an operation that is accepted."""
+        journal.insert(connection, operation)
+        if self.number is None:
+            places.take(connection, operation.stream, operation.seq_id, operation.request_id, self.retry_key)
+        self.kind.record(connection, operation, self.request)
+        if self._asked(operation).makes_run:
+            what = {"base_model": operation.facts["model"], "key_id": self.caller.key_id}
+            audit.record(connection, "training_run_create", operation.owner, training_run_id=operation.stream, **what)
+
+    def _first(self, connection: Connection) -> Operation | None:
+        """What an earlier try of the same request has made."""
+        if self.number is not None:
+            return journal.known(connection, self.arrived.stream, self._place(connection))
+        request_id = places.known(connection, self.arrived.stream, self.retry_key)
+        return journal.find(connection, request_id) if request_id is not None else None
+
+    def _place(self, connection: Connection) -> int:
+        if self.number is None:
+            return places.next_place(connection, self.arrived.stream)
+        return _place(self.services, connection, self.arrived.stream, self.number)
+
+    def _asked(self, operation: Operation) -> limits.Asked:
+        ordered, dispatcher = self.kind.ordered, self.services.dispatcher
+        return limits.Asked(
+            makes_run=ordered and operation.seq_id == 0,
+            saves=self.kind.saves,
+            awaited=ordered and dispatcher.awaits(operation.stream, operation.seq_id),
+            heard_since=self.services.heard_since,
+        )
+
+
+def _place(services: Services, connection: Connection, stream: str, number: int) -> int:
+    return places.place_of(connection, stream, number) if stream in services.displaced else number
+
+
+async def _accept(way_in: _WayIn[R], *, large: bool) -> Operation:
+    """Journal and dispatch; what is large is planned between looking up and writing, the rest in one transaction."""
+    services, kind, request, arrived = way_in.services, way_in.kind, way_in.request, way_in.arrived
+    catalog = services.catalog
+
     def to_plan(connection: Connection) -> Operation:
-        found = look_up(connection)
+        found = way_in.look_up(connection, has_room=has_room)
         return recalled(connection, catalog, found) if found.request_id == arrived.request_id else found
 
     def write(connection: Connection, command: Command | None) -> tuple[Operation, Command | None]:
-        operation = look_up(connection)
+        operation = way_in.look_up(connection, has_room=has_room)
         if operation.request_id != arrived.request_id:
             return operation, None
         command = command or kind.plan(catalog, recalled(connection, catalog, operation), request)
-        journal.insert(connection, operation)
-        kind.record(connection, operation, request)
-        if asked.makes_run:
-            what = {"base_model": operation.facts["model"], "key_id": caller.key_id}
-            audit.record(connection, "training_run_create", arrived.owner, training_run_id=arrived.stream, **what)
+        way_in.write(connection, operation)
         return operation, command
 
     command: Command | None = None
@@ -164,13 +212,17 @@ async def _spend(services: Services, refused: Operation) -> None:
     if refused.seq_id < 1:
         return
 
-    def write(connection: Connection) -> bool:
+    def write(connection: Connection) -> int | None:
         run = repository.find(connection, Run, run_id=refused.stream)
-        mine = run is not None and run.owner == refused.owner
-        return mine and journal.append(connection, refused) is refused
+        if run is None or run.owner != refused.owner:
+            return None
+        place = _place(services, connection, refused.stream, refused.seq_id)
+        placed = replace(refused, seq_id=place)
+        return place if journal.append(connection, placed) is placed else None
 
-    if await services.database.transaction(write):
-        services.dispatcher.skip(refused.stream, refused.seq_id)
+    place = await services.database.transaction(write)
+    if place is not None:
+        services.dispatcher.skip(refused.stream, place)
 
 
 def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Command) -> None:

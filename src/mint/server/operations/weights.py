@@ -260,7 +260,7 @@ class LoadWeights(Kind[LoadWeightsRequest]):
     def resolve(
         self, connection: Connection, catalog: Catalog, request: LoadWeightsRequest, owner: str
     ) -> dict[str, Any]:
-        path = CheckpointPath.parse(request.path, "path")
+        path = CheckpointPath.parse(access.canonical(connection, request.path, "weights"), "path")
         checkpoint = access.weights(connection, str(path), owner, "path", request.weights_access_token)
         if request.optimizer and path.segment != "weights":
             raise BadRequestError(f"{path} holds weights for sampling only, without optimizer state", field="optimizer")

@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
+from mint.server.client_settings import DYNAMIC, settings_for
 from mint.server.dependencies import AnyTime, Owner, Poller, Ready
 from mint.wire.requests import ClientConfigRequest, TelemetryRequest
 
 router = APIRouter(tags=["bootstrap"])
-
-LATEST = 0, 38
-"""The first version of the SDK that can have custom losses computed here, and copies of sampling clients numbered."""
-
-RETURNS_LINKS = 0, 30
-"""The first whose own HTTP transport gives the link to an archive back, as it should; before, it follows it."""
 
 
 @router.get("/healthz")
@@ -30,26 +24,14 @@ async def healthz(services: AnyTime) -> JSONResponse:
 
 @router.post("/client/config")
 async def client_config(request: ClientConfigRequest, services: AnyTime, _owner: Poller) -> dict[str, Any]:
-    """Settings of the SDK.
-
-    Its defaults suit this server, but that custom losses can be computed here, and that numbers which copies of a
-    sampling client draw at random could be the same.
-    """
-    named = re.match(r"(\d{1,9})\.(\d{1,9})", request.sdk_version or "")
-    version = (int(named[1]), int(named[2])) if named is not None else RETURNS_LINKS
-    settings = {
-        "custom_loss_server_side": version >= LATEST,
-        "sample_join_sampling_session": version >= LATEST,
-        "pjwt_auth_enabled": services.config.jwt_auth,
-    }
-    answer = {name: True for name, on in settings.items() if on}
-    return answer if version >= RETURNS_LINKS else {**answer, "use_pyqwest_transport": False}
+    """Settings of the SDK, for the version that asks."""
+    return settings_for(request.sdk_version, jwt_auth=services.config.jwt_auth)
 
 
 @router.post("/client/dynamic_config")
 async def dynamic_config(_request: ClientConfigRequest, _owner: Poller) -> dict[str, Any]:
-    """Settings that the SDK asks for again and again: it shall tell of samples that nobody waits for any more."""
-    return {"sample_cancel_enabled": True}
+    """Settings that the SDK asks for again and again."""
+    return DYNAMIC
 
 
 @router.post("/telemetry")

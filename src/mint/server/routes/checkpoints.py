@@ -77,8 +77,12 @@ async def list_checkpoints(run_id: str, services: Ready, owner: Owner, external:
 @router.post("/weights_info")
 async def weights_info(request: WeightsInfoRequest, services: Ready, owner: Owner) -> dict[str, Any]:
     """Base model and LoRA of a checkpoint."""
-    path = str(CheckpointPath.parse(request.tinker_path, "tinker_path"))
-    found = await services.database.transaction(lambda c: access.checkpoint(c, path, owner, "tinker_path"))
+
+    def find(connection: Connection) -> Checkpoint:
+        path = CheckpointPath.parse(access.canonical(connection, request.tinker_path, "weights"), "tinker_path")
+        return access.checkpoint(connection, str(path), owner, "tinker_path")
+
+    found = await services.database.transaction(find)
     return {
         "base_model": found.base_model,
         "is_lora": True,

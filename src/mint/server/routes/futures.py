@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import JSONResponse
+from sqlalchemy import Connection
 
-from mint.dispatch.sample_queue import Wait
 from mint.errors import GoneError
 from mint.server import access
+from mint.server.completions import MARGIN_SECONDS, PER_CLONE, Ended, Target
 from mint.server.dependencies import Poller, Ready
 from mint.server.large_json import encode
 from mint.server.operations.cancel import cancel
+from mint.server.pending import not_served, pending
 from mint.store import journal
-from mint.store.schema import Operation, Status
+from mint.store.schema import Operation, Sampler, Status
 from mint.wire.passes import JSON, PROTOBUF, pass_output_as_json
-from mint.wire.requests import CancelFutureRequest, RetrieveFutureRequest
+from mint.wire.requests import CancelFutureRequest, RetrieveFutureRequest, RetrieveFuturesRequest
 from mint.wire.samples import sample_as_json
 
 router = APIRouter(tags=["futures"])
@@ -49,25 +49,56 @@ async def retrieve_future(request: RetrieveFutureRequest, http: Request, service
     if found.status == Status.PENDING and services.results.find(request_id) is None:
         # the journal has it, and this process does not work on it; asked at once, the client would ask again at once
         await asyncio.sleep(services.config.long_poll_seconds)
-        reason = f"{found.facts['model']} is not served now"
-        return JSONResponse({"queue_state": "paused_capacity", "queue_state_reason": reason}, 408)
+        return not_served(found)
     if found.status == Status.PENDING:
         found = await services.results.wait(request_id, services.config.long_poll_seconds) or found
     if found.status == Status.PENDING:
-        return JSONResponse(_queue_state(services.samples.wait(request_id)), 408)
+        return pending(services, found)
     return await _answer(found, http.headers.get("accept", ""))
 
 
-def _queue_state(wait: Wait | None) -> dict[str, Any]:
-    """What a pending answer says of a sample's place in line; everything else is under way."""
-    if wait is None:
-        return {"queue_state": "active"}
-    reason = f"number {wait.position} of {wait.depth} in line for a place in the batch"
-    answer = {"queue_state": "paused_capacity", "queue_position": wait.position, "queue_depth": wait.depth}
-    if wait.seconds is not None:
-        answer["estimated_wait_s"] = round(wait.seconds, 1)
-        reason += f", about {math.ceil(wait.seconds)} s at the present rate"
-    return {**answer, "queue_state_reason": reason}
+@router.post("/retrieve_futures")
+async def retrieve_futures(request: RetrieveFuturesRequest, services: Ready, owner: Poller) -> dict[str, Any]:
+    """Which samples of a client have ended since its cursor; asked for their results one by one.
+
+    Held open like `retrieve_future` until one ends.
+    """
+    target = Target(request.target.sampling_session_id, request.target.cloned_sampler_id)
+    idle = services.config.session_timeout_seconds
+    feed = services.completions.feed(target, idle)
+    cursor, earlier = request.prev_cursor, list[Ended]()
+
+    def look_up(connection: Connection) -> Sampler:
+        nonlocal earlier
+        sampler = access.sampler(connection, target.sampling_session_id, owner)
+        if cursor < feed.floor:
+            earlier = _ended_before(connection, target, cursor)
+        return sampler
+
+    sampler = await services.database.transaction(look_up)
+    services.presence.beat(sampler.session_id)
+    longest = services.config.long_poll_seconds
+    seconds = min(longest, longest if request.timeout is None else request.timeout)
+    ended = await feed.wait(cursor, 0 if earlier or services.completions.closing else seconds)
+    known = {each.request_id: each for each in (*earlier, *ended)}
+    return {"completions": [_completion(each) for each in known.values()], "cursor": max(cursor, feed.cursor)}
+
+
+def _ended_before(connection: Connection, target: Target, cursor: int) -> list[Ended]:
+    """What the journal has of a client's samples that ended after a cursor, or not long before."""
+    numbers = range(target.clone * PER_CLONE, (target.clone + 1) * PER_CLONE)
+    found = journal.outcomes(connection, target.sampling_session_id, numbers, cursor / 1e6 - MARGIN_SECONDS)
+    return [Ended(each.request_id, each.status == Status.FAILED, each.size) for each in found]
+
+
+def _completion(ended: Ended) -> dict[str, Any]:
+    if ended.failed:
+        return {"state": "failed", "request_id": ended.request_id}
+    return {
+        "state": "finished",
+        "request_id": ended.request_id,
+        "response_payload_uncompressed_size": ended.size,
+    }
 
 
 async def _answer(operation: Operation, accept: str) -> Response:

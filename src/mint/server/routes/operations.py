@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from mint.server.operations.submit import submit
 from mint.server.services import Services
 from mint.store.keys import Key
 from mint.store.schema import Operation
+from mint.wire.documents import read_object
 from mint.wire.passes import JSON, PROTOBUF
 from mint.wire.requests import (
     CreateCustomLossRequest,
@@ -78,7 +80,8 @@ REVERSE_KL = (
 
 async def _submit(services: Services, kind: str, http: Request, caller: Key) -> Operation:
     body, content_type = await read_body(http, services.config.max_body_bytes)
-    operation = await submit(services, KINDS[kind], body, content_type, caller)
+    retry_key = http.headers.get("x-idempotency-key")
+    operation = await submit(services, KINDS[kind], body, content_type, caller, retry_key)
     services.presence.beat(operation.session_id)
     return operation
 
@@ -156,16 +159,36 @@ async def save_and_create(http: Request, services: Ready, caller: Caller) -> dic
     return await _training(services, "save_and_create", http, caller)
 
 
+@router.post("/create_model_from_state", openapi_extra=_documented(LoadWeightsRequest))
+async def create_model_from_state(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
+    """As load_weights, for a new run."""
+    return await _training(services, "load_weights", http, caller)
+
+
 @router.post("/load_weights", openapi_extra=_documented(LoadWeightsRequest))
 async def load_weights(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Load a checkpoint, into a run or as a new one."""
     return await _training(services, "load_weights", http, caller)
 
 
+@router.post("/compute_logprobs", openapi_extra=_documented(SampleRequest))
+async def compute_logprobs(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
+    """As asample, asked for the log-probabilities of the prompt's tokens."""
+    body, _ = await read_body(http, services.config.max_body_bytes)
+    request = read_object(body)
+    asked = {"prompt_logprobs": True, "num_samples": 1, "sampling_params": {"max_tokens": 1, "temperature": 0.0}}
+    operation = await submit(services, KINDS["sample"], json.dumps(request | asked).encode(), JSON, caller)
+    return _sampling(services, operation)
+
+
 @router.post("/asample", openapi_extra=_documented(SampleRequest))
 async def asample(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Draw continuations of a prompt. The ids of the sequences are settled now, their tokens later."""
-    operation = await _submit(services, "sample", http, caller)
+    return _sampling(services, await _submit(services, "sample", http, caller))
+
+
+def _sampling(services: Services, operation: Operation) -> dict[str, Any]:
+    services.presence.beat(operation.session_id)
     ids = [f"{operation.request_id}:{index}" for index in range(operation.facts["num_samples"])]
     return {"request_id": operation.request_id, "sample_sequence_ids": ids}
 
