@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
+from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +17,19 @@ from mint.server.operations.recovery import ServerJournal
 from mint.server.routes.futures import retrieve_future
 from mint.server.services import Services
 from mint.store import files, journal
-from mint.store.schema import Checkpoint, Operation, Status, checkpoints, operations
+from mint.store.checkpoints import count_named
+from mint.store.schema import (
+    Checkpoint,
+    Operation,
+    Status,
+    checkpoints,
+    discarded,
+    operations,
+    runs,
+    samplers,
+    sessions,
+    snapshots,
+)
 from mint.wire.passes import PROTOBUF
 from mint.wire.requests import RetrieveFutureRequest
 from mint.wire.samples import PromptPart, encode_sample, sampled_sequence
@@ -30,9 +45,7 @@ def demand(holds: object, what: str, *details: object) -> None:
         raise Violation(f"{what}: {' '.join(map(str, details))}" if details else what)
 
 
-async def check_results(
-    world: World, services: Services, sessions: list[Session], gaps: list[tuple[str, int]]
-) -> None:
+async def check_results(world: World, services: Services, sessions: list[Session], gaps: list[tuple[str, int]]) -> None:
     """When all is quiet: what was acknowledged has happened once and in order, and is remembered."""
     demand(not world.faults, "an exception that nobody caught", world.faults)
     for session in sessions:
@@ -158,3 +171,30 @@ def operations_of(connection: Connection, stream: str) -> list[Operation]:
 def checkpoints_of(connection: Connection, run_id: str) -> list[Checkpoint]:
     query = select(checkpoints).where(checkpoints.c.run_id == run_id)
     return [Checkpoint(**row._mapping) for row in connection.execute(query)]
+
+
+def check_leftovers(world: World, services: Services) -> None:
+    """When all clients have gone for good: nothing is left but named checkpoints, and what leads to them."""
+    rows = world.database.read(lambda c: {table.name: c.execute(table.select()).all() for table in LEFT})
+    for table in (operations, samplers, snapshots, discarded):
+        demand(not rows[table.name], "rows are left over", table.name, rows[table.name])
+    holders = {row.run_id for row in rows["checkpoints"]}
+    demand({row.run_id for row in rows["runs"]} == holders, "runs without a checkpoint", rows["runs"])
+    holders = {row.session_id for row in rows["runs"]}
+    demand({row.session_id for row in rows["sessions"]} == holders, "sessions without a run", rows["sessions"])
+    directories = {row.directory for row in rows["checkpoints"]}
+    demand(names(services.catalog.checkpoint_dir) == directories, "folders are left over or missing")
+    demand(not names(services.config.snapshot_dir), "snapshots are left over", names(services.config.snapshot_dir))
+    demand(not services.dispatcher.idle(), "runs are left in the dispatcher", services.dispatcher.idle())
+    assert world.worker is not None
+    demand(not world.worker.runs, "runs are left in the worker", world.worker.runs)
+    owners = Counter(row.owner for row in rows["checkpoints"])
+    counted = {owner: world.database.read(partial(count_named, owner=owner)) for owner in owners}
+    demand(counted == owners, "checkpoints are counted wrong", counted, owners)
+
+
+LEFT = (operations, samplers, snapshots, discarded, checkpoints, runs, sessions)
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.exists() else set()

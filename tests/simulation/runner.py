@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import cache
@@ -24,7 +25,9 @@ ENOUGH = 10
 def stage() -> Stage:
     """Of this process."""
     logging.getLogger("mint").propagate = False
-    sys.unraisablehook = lambda _: None  # coroutines of servers that were killed end where they are
+    # coroutines of servers that were killed end where they are
+    sys.unraisablehook = lambda _: None
+    warnings.simplefilter("ignore", RuntimeWarning)
     return Stage(tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
 
 

@@ -4,20 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from sqlalchemy.exc import OperationalError
+
 from mint.config import EngineConfig, ModelSource, ServerConfig
 from mint.dispatch import fleet
+from mint.errors import MintError
 from mint.server.app import build, running
 from mint.server.auth import given_key
+from mint.server.forgetting import forget
 from mint.server.http import drain
 from mint.server.services import Services
-from mint.store import counts
-from mint.store.schema import Status, operations
+from mint.server.sweeper import sweep, sweep_orphans
+from mint.store import counts, journal
 from tests.dispatch.fakes import MODEL
 from tests.simulation import invariants
 from tests.simulation.client import Client
@@ -28,7 +35,8 @@ from tests.simulation.worker import SimulatedWorker
 from tests.simulation.world import Killed, SimulatedDatabase, Violation, World
 
 KEYS = ("sk-alice-secret", "sk-bob-secret")
-GAP_SECONDS, SESSION_SECONDS, SWEEP_SECONDS = 40.0, 80.0, 60.0
+GAP_SECONDS, SESSION_SECONDS = 40.0, 200.0
+ANSWERS_KEPT, SESSIONS_KEPT = 50.0, 250.0
 PATIENCE = 2000.0
 """Seconds of virtual time after which nothing more will come."""
 FIRST_FUSE = 300
@@ -56,6 +64,8 @@ class Scenario:
             snapshot_seconds=self.snapshot_seconds,
             long_poll_seconds=5.0,
             session_timeout_seconds=SESSION_SECONDS,
+            answers_kept_seconds=ANSWERS_KEPT,
+            sessions_kept_seconds=SESSIONS_KEPT,
             engine=EngineConfig(max_decode_batch=4),
         )
 
@@ -95,14 +105,42 @@ class Scenario:
             await self._settle()
             await invariants.check_results(self.world, services, self.sessions, self.gaps)
             self.phase = 2
+        if self.phase == 2:
+            await self._leave(clients)
+            await self._clean_up(services)
+            invariants.check_leftovers(self.world, services)
+            self.phase = 3
+
+    async def _leave(self, clients: list[Client]) -> None:
+        """Some clients end as they should, and others are just not there any more."""
+        for client, session in zip(clients, self.sessions, strict=True):
+            if session.session_id and not session.vanished and session.key == 0:
+                with suppress(MintError):  # what has been forgotten was finished before
+                    await client.finish()
+        await asyncio.sleep(SESSION_SECONDS + SESSIONS_KEPT)
+
+    async def _clean_up(self, services: Services) -> None:
+        """What the server does by itself, only sooner."""
+        for work in (forget, sweep):
+            await self._insist(partial(work, services))
+        await self._insist(partial(sweep_orphans, services, before=self.world.clock.unix()))
+
+    @staticmethod
+    async def _insist(work: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            try:
+                await work()
+            except OperationalError:
+                await asyncio.sleep(1.0)
+            else:
+                return
 
     async def _settle(self) -> None:
         """Until every acknowledged operation has its result, and the worker nothing more to do."""
         deadline = self.world.clock.now + PATIENCE
         while self.world.database.read(counts.pending_by_kind):
             if self.world.clock.now > deadline:
-                pending = operations.select().where(operations.c.status == Status.PENDING)
-                rows = self.world.database.read(lambda c: c.execute(pending).all())
+                rows = self.world.database.read(journal.pending)
                 raise Violation(f"never finished: {[(row.stream, row.seq_id, row.kind) for row in rows]}")
             await asyncio.sleep(1.0)
 
@@ -153,7 +191,7 @@ class Stage:
 
         fleet.LocalWorker.start = start_worker  # type: ignore[method-assign, assignment]
         try:
-            while scenario.phase < 2:
+            while scenario.phase < 3:
                 self._process(scenario)
         except TimeoutError:
             raise Violation("a client waits for ever", world=world) from None

@@ -35,6 +35,14 @@ class Dispatcher:
         """Whether a run can go on with this number and no other."""
         return run_id in self._streams and self._streams[run_id][1].next_seq_id == seq_id
 
+    def has(self, run_id: str) -> bool:
+        """Whether a run is here: it has something to do, or is on a worker."""
+        return run_id in self._streams
+
+    def idle(self) -> list[str]:
+        """Runs that are here and have nothing to do."""
+        return [run_id for run_id, (_, stream) in self._streams.items() if stream.idle]
+
     def unload(self, run_id: str) -> None:
         """Free a run, once it has nothing more to do."""
         if run_id in self._streams:

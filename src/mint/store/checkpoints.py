@@ -7,11 +7,12 @@ loads it again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from time import time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, exists, or_, select, union_all, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, exists, func, or_, select, union_all, update
 
 from mint.store import repository
 from mint.store.schema import (
@@ -21,6 +22,8 @@ from mint.store.schema import (
     discarded,
     expiring,
     heard_of,
+    named,
+    named_checkpoints,
     operations,
     runs,
     samplers,
@@ -51,7 +54,23 @@ def put(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = Fal
             return False
         remove(connection, old)
     repository.insert(connection, checkpoint)
+    if checkpoint.path is not None:
+        _count_named(connection, checkpoint.owner, 1)
     return True
+
+
+def _count_named(connection: Connection, owner: str, more: int) -> None:
+    mine = named_checkpoints.c.owner == owner
+    query = update(named_checkpoints).where(mine).values(total=named_checkpoints.c.total + more)
+    if connection.execute(query).rowcount == 0:
+        connection.execute(named_checkpoints.insert(), {"owner": owner, "total": more})
+
+
+def count_named(connection: Connection, owner: str) -> int:
+    """An owner's named checkpoints that have not expired."""
+    kept = select(named_checkpoints.c.total).where(named_checkpoints.c.owner == owner)
+    over = select(func.count()).where(expiring, checkpoints.c.expires_at <= time(), checkpoints.c.owner == owner, named)
+    return (connection.scalar(kept) or 0) - (connection.scalar(over) or 0)
 
 
 def remove(connection: Connection, *gone: Checkpoint) -> None:
@@ -59,6 +78,8 @@ def remove(connection: Connection, *gone: Checkpoint) -> None:
     ids = [checkpoint.checkpoint_id for checkpoint in gone]
     directories = {checkpoint.directory for checkpoint in gone}
     connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id.in_(ids)))
+    for owner, count in Counter(checkpoint.owner for checkpoint in gone if checkpoint.path is not None).items():
+        _count_named(connection, owner, -count)
     named = select(checkpoints.c.directory).where(checkpoints.c.directory.in_(directories))
     unnamed = directories.difference(connection.scalars(named))
     if unnamed:
@@ -162,7 +183,7 @@ def deletable(connection: Connection, replayed: Collection[str], held: Collectio
         ~exists(of_operations.where(operations.c.directory == folder).correlate(discarded)),
         ~exists(of_runs.where(operations.c.directory == folder, open_).correlate(discarded)),
     )
-    return list(connection.scalars(query.limit(limit)))
+    return list(connection.scalars(query.order_by(discarded.c.discarded_at).limit(limit)))
 
 
 def deleted(connection: Connection, directories: Sequence[str]) -> None:
