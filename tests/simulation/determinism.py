@@ -42,8 +42,8 @@ class Sources:
     def take_over(self) -> None:
         """In every module of MinT that has been imported by now."""
         replaced = {
-            id(time.time): lambda: self.clock.unix(),
-            id(time.monotonic): lambda: self.clock.monotonic(),
+            id(time.time): self._unix,
+            id(time.monotonic): self._monotonic,
             id(secrets): self.chance,
             id(secrets.token_hex): self.chance.token_hex,
             id(secrets.token_bytes): self.chance.token_bytes,
@@ -53,3 +53,9 @@ class Sources:
                 for attribute, value in list(vars(module).items()):
                     if id(value) in replaced:
                         setattr(module, attribute, replaced[id(value)])
+
+    def _unix(self) -> float:
+        return self.clock.unix()
+
+    def _monotonic(self) -> float:
+        return self.clock.monotonic()

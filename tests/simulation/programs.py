@@ -184,7 +184,7 @@ def _make_step(random: Random, index: int, number: int, saved: list[str]) -> Ste
     return step
 
 
-def body_of(run: Run, step: Step) -> tuple[bytes, str]:  # noqa: PLR0911
+def body_of(run: Run, step: Step) -> tuple[bytes, str]:
     """As the SDK sends it, with its content type."""
     base: dict[str, Any] = {"model_id": run.run_id, "seq_id": step.number}
     adam = {"learning_rate": step.rate}
@@ -230,7 +230,7 @@ class Reference:
     saved: dict[str, State] = field(default_factory=dict)
     revisions: dict[int, State] = field(default_factory=dict)
 
-    def apply(self, step: Step) -> bytes | str:  # noqa: PLR0911
+    def apply(self, step: Step) -> bytes | str:
         """The answer that is due; for what must fail, a text that the failure has."""
         tokens, adam = np.array(step.tokens, np.int32), AdamParams(learning_rate=step.rate)
         match step.what:

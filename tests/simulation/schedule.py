@@ -36,7 +36,7 @@ from tests.simulation.world import Killed, SimulatedDatabase, Violation, World
 
 KEYS = ("sk-alice-secret", "sk-bob-secret")
 GAP_SECONDS, SESSION_SECONDS = 40.0, 200.0
-ANSWERS_KEPT, SESSIONS_KEPT = 50.0, 250.0
+ANSWERS_KEPT, SESSIONS_KEPT = 50.0, 220.0
 PATIENCE = 2000.0
 """Seconds of virtual time after which nothing more will come."""
 FIRST_FUSE = 300
@@ -64,8 +64,9 @@ class Scenario:
             snapshot_seconds=self.snapshot_seconds,
             long_poll_seconds=5.0,
             session_timeout_seconds=SESSION_SECONDS,
-            answers_kept_seconds=ANSWERS_KEPT,
-            sessions_kept_seconds=SESSIONS_KEPT,
+            # nothing is forgotten before all has been looked at
+            answers_kept_seconds=ANSWERS_KEPT if self.phase == 2 else PATIENCE,
+            sessions_kept_seconds=SESSIONS_KEPT if self.phase == 2 else PATIENCE,
             engine=EngineConfig(max_decode_batch=4),
         )
 
@@ -106,6 +107,7 @@ class Scenario:
             await invariants.check_results(self.world, services, self.sessions, self.gaps)
             self.phase = 2
         if self.phase == 2:
+            services.config = self.config
             await self._leave(clients)
             await self._clean_up(services)
             invariants.check_leftovers(self.world, services)
@@ -117,7 +119,7 @@ class Scenario:
             if session.session_id and not session.vanished and session.key == 0:
                 with suppress(MintError):  # what has been forgotten was finished before
                     await client.finish()
-        await asyncio.sleep(SESSION_SECONDS + SESSIONS_KEPT)
+        await asyncio.sleep(SESSIONS_KEPT + SESSION_SECONDS / 10)
 
     async def _clean_up(self, services: Services) -> None:
         """What the server does by itself, only sooner."""

@@ -69,7 +69,8 @@ async def _forget_session(services: Services, session_id: str) -> None:
 async def _drop_snapshots_of_finished(services: Services) -> None:
     """Nothing more comes for their runs; those that still have something to do keep them."""
     found: list[RunSnapshot] = await services.database.transaction(partial(expiry.snapshots_of_finished, limit=BATCH))
-    await _remove_snapshots(services, [each.run_id for each in found if not services.dispatcher.has(each.run_id)])
+    if unused := [each.run_id for each in found if not services.dispatcher.has(each.run_id)]:
+        await _remove_snapshots(services, unused)
 
 
 async def _remove_snapshots(services: Services, run_ids: list[str]) -> None:
