@@ -17,7 +17,7 @@ import time
 from rich.console import Console
 from rich.progress import Progress
 
-from tests.simulation.mutations import BROKEN, broken
+from tests.simulation.mutations import RULES, broken
 from tests.simulation.runner import play_all, stage
 from tests.simulation.world import Violation
 
@@ -44,7 +44,9 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--seed", type=int, help="play this one and print its trace")
-    parser.add_argument("--break", dest="rule", choices=sorted(BROKEN), help="break a rule, to see that it is noticed")
+    parser.add_argument(
+        "--break", dest="rule", choices=sorted(RULES), help="what to do wrong, to see that it is noticed"
+    )
     arguments = parser.parse_args()
     if os.environ.get("PYTHONHASHSEED") != "0":  # sets of names are gone through in an order of their own otherwise
         os.environ["PYTHONHASHSEED"] = "0"

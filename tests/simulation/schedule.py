@@ -240,7 +240,7 @@ def make_scenario(world: World) -> Scenario:
     world.strikes_left = {
         "worker": 0 if deadly else random.choice((0, 1, 2)),  # more could look like an operation that kills workers
         "start": random.choice((0, 1)),
-        "locked": random.choice((0, 0, 1, 3)),
+        "locked": random.choice((0, 0, 2, 6)),
         "request lost": random.choice((0, 2)),
         "request twice": random.choice((0, 3)),
         "response lost": random.choice((0, 3)),

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from random import Random
 from shutil import rmtree
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
     from tests.simulation.worker import SimulatedWorker
 
 T = TypeVar("T")
+
+
+TOGETHER = 0.3
+"""How often one misfortune brings another: that two come together by chance is too seldom."""
 
 
 class Killed(KeyboardInterrupt):
@@ -57,7 +62,8 @@ class World:
 
     def trace(self, what: str, *details: object) -> None:
         if self._traced:
-            self.log.append(f"{self.clock.now:9.4f}  {what} {' '.join(map(str, details))}")
+            text = " ".join(map(str, (what, *details))).replace(str(self.folder), "…")
+            self.log.append(f"{self.clock.now:9.4f}  {text}")
 
     def point(self, what: str) -> None:
         """Something is about to be seen from outside, or has just been: the server may end here."""
@@ -71,10 +77,19 @@ class World:
 
     def strikes(self, what: str, chance: float = 0.05) -> bool:
         """Whether a misfortune happens now; of each kind there are so many in a schedule."""
-        if self.strikes_left.get(what, 0) and self.random.random() < chance:
-            self.strikes_left[what] -= 1
-            return True
-        return False
+        if not self.strikes_left.get(what, 0) or self.random.random() >= chance:
+            return False
+        self.strikes_left[what] -= 1
+        if self.fuse is not None and self.random.random() < TOGETHER:
+            self.fuse = min(self.fuse, self.random.randrange(1, 15))
+        if what == "locked" and self.strikes_left.get("worker", 0) and self.random.random() < TOGETHER:
+            self.strikes_left["worker"] -= 1
+            asyncio.get_running_loop().call_later(self.random.random() * 0.1, self._kill_worker)
+        return True
+
+    def _kill_worker(self) -> None:
+        if self.worker is not None:
+            self.worker.die("is killed")
 
     def calm_down(self) -> None:
         """Nothing more goes wrong."""
@@ -109,7 +124,7 @@ class SimulatedDatabase(Database):
 
         def doomed(connection: Connection) -> T:
             result = work(connection)
-            if world.server is not None and world.strikes("locked"):
+            if world.server is not None and world.strikes("locked", 0.1):
                 raise OperationalError("COMMIT", {}, Exception("database is locked"))
             world.point("commit")
             return result
@@ -120,8 +135,3 @@ class SimulatedDatabase(Database):
 
     def close(self) -> None:
         """A process closes its own connection; this one is the disk."""
-
-
-def only(values: list[Any]) -> Any:
-    (value,) = values
-    return value

@@ -82,7 +82,8 @@ def _count_named(connection: Connection, owner: str, more: int) -> None:
 def count_named(connection: Connection, owner: str) -> int:
     """An owner's named checkpoints that have not expired."""
     kept = select(named_checkpoints.c.total).where(named_checkpoints.c.owner == owner)
-    over = select(func.count()).where(expiring, checkpoints.c.expires_at <= time(), checkpoints.c.owner == owner, named)
+    mine = checkpoints.c.owner == owner
+    over = select(func.count()).where(named, expiring, mine, checkpoints.c.expires_at <= time())
     return (connection.scalar(kept) or 0) - (connection.scalar(over) or 0)
 
 

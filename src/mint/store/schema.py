@@ -206,7 +206,8 @@ expiring = checkpoints.c.expires_at.is_not(None)
 # with all that a list is counted by, so that rows need not be read for it
 _partial("checkpoints_listed", named, "owner", "created_at", "path", "expires_at")
 _partial("checkpoints_published", published, "run_id")
-_partial("checkpoints_expiring", expiring, "expires_at", "owner")
+_partial("checkpoints_expiring", expiring, "expires_at")
+_partial("checkpoints_expiring_of_owner", and_(named, expiring), "owner", "expires_at")
 
 
 named_checkpoints = Table(

@@ -13,8 +13,8 @@ def upgrade() -> None:
     _partial("sessions_forgotten", "sessions", ["forgotten_at"], forgotten_at.is_not(None))
     _partial("sessions_remembered", "sessions", ["last_heartbeat"], forgotten_at.is_(None))
     _partial("operations_ended", "operations", ["finished_at"], sa.column("finished_at").is_not(None))
-    op.drop_index("checkpoints_expiring", table_name="checkpoints")
-    _partial("checkpoints_expiring", "checkpoints", ["expires_at", "owner"], sa.column("expires_at").is_not(None))
+    expiring = sa.and_(sa.column("path").is_not(None), sa.column("expires_at").is_not(None))
+    _partial("checkpoints_expiring_of_owner", "checkpoints", ["owner", "expires_at"], expiring)
     op.create_table(
         "named_checkpoints",
         sa.Column("owner", sa.String, primary_key=True),
@@ -32,8 +32,7 @@ def _partial(name: str, table: str, columns: list[str], where: sa.ColumnElement[
 
 def downgrade() -> None:
     op.drop_table("named_checkpoints")
-    op.drop_index("checkpoints_expiring", table_name="checkpoints")
-    _partial("checkpoints_expiring", "checkpoints", ["expires_at"], sa.column("expires_at").is_not(None))
+    op.drop_index("checkpoints_expiring_of_owner", table_name="checkpoints")
     op.drop_index("operations_ended", table_name="operations")
     op.drop_index("sessions_remembered", table_name="sessions")
     op.drop_index("sessions_forgotten", table_name="sessions")
