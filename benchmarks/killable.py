@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,14 @@ def free_port() -> int:
 
 
 class KillableServer:
-    """A server over `folder`; what it logs goes to `server.log` there."""
+    """A server over `folder`; what it logs goes to `server.log` there. `module` is what is run, with `options`."""
 
-    def __init__(self, folder: Path, *options: str) -> None:
+    def __init__(self, folder: Path, *options: str, module: Sequence[str] = ("mint.cli", "serve", "--quiet")) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._log = (folder / "server.log").open("ab")
         data = ["--port", str(self.port), "--data-dir", str(folder / "data"), "--api-key", KEY]
-        self._command = [sys.executable, "-m", "mint.cli", "serve", "--quiet", *data, *options]
+        self._command = [sys.executable, "-m", *module, *data, *options]
         self._environment = {**os.environ, "MINT_CREDENTIALS": str(folder / "credentials.json")}
         self.process = self._start()
 

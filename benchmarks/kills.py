@@ -86,11 +86,11 @@ def _tokens(seed: int, count: int) -> list[int]:
 def _batch(number: int) -> list[Any]:
     from tinker import types
 
-    rows = [_tokens(100 * number + place, 33) for place in range(4)]
-    return [
-        types.Datum(model_input=types.ModelInput.from_ints(row[:-1]), loss_fn_inputs={"target_tokens": row[1:]})
-        for row in rows
-    ]
+    def datum(row: list[int]) -> Any:
+        inputs: Any = {"target_tokens": row[1:]}
+        return types.Datum(model_input=types.ModelInput.from_ints(row[:-1]), loss_fn_inputs=inputs)
+
+    return [datum(_tokens(100 * number + place, 33)) for place in range(4)]
 
 
 def _rollout(prompt: list[int], sequence: Any, place: int) -> Any:
@@ -171,9 +171,11 @@ def measure_kills(folder: Path, kills: int, seed: int) -> dict[str, Any]:
 def _undisturbed(server: KillableServer, program: Program) -> Curve:
     import tinker
 
-    with console.status(f"{program.__name__}, undisturbed"):
-        with tinker.ServiceClient(base_url=server.url, api_key=SDK_KEY) as service:
-            return program(service, lambda: None)
+    with (
+        console.status(f"{program.__name__}, undisturbed"),
+        tinker.ServiceClient(base_url=server.url, api_key=SDK_KEY) as service,
+    ):
+        return program(service, lambda: None)
 
 
 def _kill(
@@ -201,7 +203,7 @@ def _kill(
 def _compared(players: list[Player], expected: dict[str, Curve], times: dict[str, list[float]]) -> dict[str, Any]:
     pairs = [(curve, expected[player.name]) for player in players for curve in player.curves]
     differences = [_difference(curve.losses, due.losses) for curve, due in pairs]
-    found = {
+    found: dict[str, Any] = {
         "kills": sum(map(len, times.values())),
         "by_target": {target: len(each) for target, each in times.items()},
         "programs": {player.name: len(player.curves) for player in players},

@@ -7,7 +7,8 @@
   cost    training throughput at 16×256 tokens on small-qwen3 with journal and snapshots, without snapshots, and of the
           engine alone; the time that an optimizer step's round trip spends in the database.
 
-Prints tables and one JSON object. Exits with 1 if a step was lost or doubled, a client saw an error, or a curve differs.
+Prints tables and one JSON object. Exits with 1 if a step was lost or doubled, a client saw an error, or a curve is
+another.
 """
 
 from __future__ import annotations

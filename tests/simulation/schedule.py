@@ -140,7 +140,7 @@ class Scenario:
     async def _settle(self) -> None:
         """Until every acknowledged operation has its result, and the worker nothing more to do."""
         deadline = self.world.clock.now + PATIENCE
-        while self.world.database.read(counts.pending_by_kind):
+        while self.world.database.read(counts.pending_by_kind) or not (self.world.worker and self.world.worker.resting):
             if self.world.clock.now > deadline:
                 rows = self.world.database.read(journal.pending)
                 raise Violation(f"never finished: {[(row.stream, row.seq_id, row.kind) for row in rows]}")

@@ -72,6 +72,11 @@ class SimulatedWorker:
     def alive(self) -> bool:
         return not self._gone
 
+    @property
+    def resting(self) -> bool:
+        """Whether it has done all that it was sent."""
+        return not (self._gone or self._answers)
+
     def execute(self, command: Command, on_progress: OnProgress | None = None) -> asyncio.Future[Result]:
         answer: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         if self._gone:

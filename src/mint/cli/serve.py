@@ -80,10 +80,10 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
         float, typer.Option(help="Between snapshots of a run in training; recovery computes as much again.", min=0)
     ] = ServerConfig.snapshot_seconds,
     keep_answers_hours: Annotated[
-        float, typer.Option(help="How long results can be asked for again.", min=1)
+        float, typer.Option(help="How long results can be asked for again.", min=0)
     ] = ServerConfig.answers_kept_seconds / 3600,
     keep_sessions_days: Annotated[
-        float, typer.Option(help="How long a client may be silent and find its runs.", min=0.1)
+        float, typer.Option(help="How long a client may be silent and find its runs.", min=0)
     ] = ServerConfig.sessions_kept_seconds / 86400,
     jwt_auth: Annotated[
         bool, typer.Option("--jwt-auth", help="Have clients exchange their keys for tokens that live for an hour.")

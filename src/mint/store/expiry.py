@@ -124,7 +124,7 @@ def forget_session(connection: Connection, session_id: str) -> None:
 
 def forget_empty(connection: Connection, limit: int) -> int:
     """Delete forgotten sessions whose last checkpoint is gone, at most `limit`; returns how many there were."""
-    found = list(connection.scalars(_EMPTY, {"limit_": limit}))
+    found: list[str] = list(connection.scalars(_EMPTY, {"limit_": limit}))
     if found:
         _delete_empty(connection, found)
     return len(found)

@@ -9,7 +9,7 @@ down_revision = "0009_snapshots"
 
 def upgrade() -> None:
     op.add_column("sessions", sa.Column("forgotten_at", sa.Float))
-    forgotten_at = sa.column("forgotten_at")
+    forgotten_at = sa.column("forgotten_at", sa.Float)
     _partial("sessions_forgotten", "sessions", ["forgotten_at"], forgotten_at.is_not(None))
     _partial("sessions_remembered", "sessions", ["last_heartbeat"], forgotten_at.is_(None))
     _partial("operations_ended", "operations", ["finished_at"], sa.column("finished_at").is_not(None))
