@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install quickstart test lint types format test-slow sdk-matrix test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu clean
+.PHONY: help install quickstart test lint types format test-slow sdk-matrix test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu bench-reliability simulation soak clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -79,6 +79,15 @@ bench-sampling: $(STAMP) ## Sampling speed, against the machine and plain genera
 
 bench-mismatch: $(STAMP) ## How far sampled log-probabilities are from a training pass's
 	$(BIN)/python -m benchmarks.mismatch
+
+bench-reliability: $(STAMP) ## 100 × kill -9 under programs of the SDK, and what it costs to lose nothing (about 25 minutes)
+	$(BIN)/python -m benchmarks.reliability
+
+simulation: $(STAMP) ## 10,000 random schedules of crashes, retries and gaps in a simulated world
+	$(BIN)/python -m tests.simulation --schedules 10000
+
+soak: $(STAMP) ## Mixed traffic for 20 minutes: memory, files and rows must not grow
+	$(BIN)/python -m benchmarks.soak
 
 bench-gpu: $(STAMP) ## Model FLOP utilisation of training on a CUDA device
 	$(BIN)/python -m benchmarks.gpu

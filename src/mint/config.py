@@ -80,8 +80,11 @@ class ServerConfig:
         max_waiting_samples: sample requests of one key that may wait for a place in a worker; the next is told to come
             again.
         session_timeout_seconds: how long a session is believed in without a heartbeat, which the SDK sends every 10;
-            then its samples are cancelled, its revisions without a name removed, and its runs are no live ones. A
+            then its samples are cancelled, its revisions without a name removed, and its runs leave the engine. A
             sample without a session is cancelled when nobody has asked for its result for so long.
+        answers_kept_seconds: how long after its end an operation's result can be asked for again, at least; and what a
+            finished session leaves, but for its checkpoints.
+        sessions_kept_seconds: how long a client may be silent and still find its session, and its runs as they were.
     """
 
     data_dir: Path
@@ -98,6 +101,8 @@ class ServerConfig:
     max_body_bytes: int = 256 << 20
     max_waiting_samples: int = 4096
     session_timeout_seconds: float = 300.0
+    answers_kept_seconds: float = 24 * 3600.0
+    sessions_kept_seconds: float = 7 * 24 * 3600.0
     engine: EngineConfig = field(default_factory=EngineConfig)
 
     @property

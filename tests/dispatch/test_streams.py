@@ -191,7 +191,7 @@ def test_a_death_is_followed_by_replay_and_what_was_open() -> None:
 
 def test_a_result_that_is_being_written_at_the_death_is_history() -> None:
     async def scene() -> None:
-        world = World(writes_slowly=50)
+        world = World(writes_slowly=20)
         first = world.fleet.start()
         world.arrive(0, 1)
         await settle()

@@ -76,6 +76,15 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     ] = False,
     device: Annotated[Device, typer.Option(help="Where base models live.")] = EngineConfig.device,
     dtype: Annotated[DType, typer.Option(help="Type of the base models' weights.")] = EngineConfig.dtype,
+    snapshot_seconds: Annotated[
+        float, typer.Option(help="Between snapshots of a run in training; recovery computes as much again.", min=0)
+    ] = ServerConfig.snapshot_seconds,
+    keep_answers_hours: Annotated[
+        float, typer.Option(help="How long results can be asked for again.", min=0)
+    ] = ServerConfig.answers_kept_seconds / 3600,
+    keep_sessions_days: Annotated[
+        float, typer.Option(help="How long a client may be silent and find its runs.", min=0)
+    ] = ServerConfig.sessions_kept_seconds / 86400,
     jwt_auth: Annotated[
         bool, typer.Option("--jwt-auth", help="Have clients exchange their keys for tokens that live for an hour.")
     ] = False,
@@ -111,6 +120,9 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
         jwt_auth=jwt_auth,
         host=host,
         port=listener.getsockname()[1],
+        snapshot_seconds=snapshot_seconds,
+        answers_kept_seconds=keep_answers_hours * 3600,
+        sessions_kept_seconds=keep_sessions_days * 86400,
         engine=EngineConfig(
             max_batch_tokens=max_batch_tokens,
             max_lora_rank=max_lora_rank,

@@ -36,13 +36,17 @@ class Dispatcher:
         return run_id in self._streams and self._streams[run_id][1].next_seq_id == seq_id
 
     def has(self, run_id: str) -> bool:
-        """Whether a run is, or is about to be, with a worker."""
+        """Whether a run is here: it has something to do, or is on a worker."""
         return run_id in self._streams
 
     def place(self, run_id: str, seq_id: int) -> tuple[int, int] | None:
         """Of a run's operations without a result: which this is, from 1 on, of how many. None: it is none."""
         numbers = self._streams[run_id][1].open_numbers if run_id in self._streams else []
         return (numbers.index(seq_id) + 1, len(numbers)) if seq_id in numbers else None
+
+    def idle(self) -> list[str]:
+        """Runs that are here and have nothing to do."""
+        return [run_id for run_id, (_, stream) in self._streams.items() if stream.idle]
 
     def unload(self, run_id: str) -> None:
         """Free a run, once it has nothing more to do."""

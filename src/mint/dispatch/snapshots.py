@@ -63,7 +63,9 @@ class Snapshots:
         try:
             saved = await answer
             assert isinstance(saved, Saved)
-            # an operation that is in the snapshot and has no result would be executed twice
+            # an operation that is in the snapshot and has no result would be executed twice; where all answers came in
+            # one turn of the loop, those before this one are told in the next
+            await asyncio.sleep(0)
             await self._written()
             await self._store.commit_snapshot(self._run_id, seq_id, folder, saved.size_bytes)
         except WorkerDiedError:

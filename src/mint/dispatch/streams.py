@@ -95,6 +95,7 @@ class RunStream:
         self._sent: dict[int, Ticket] = {}
         self._deaths: dict[int, int] = {}
         self._finishing: set[asyncio.Task[None]] = set()
+        self._last_result: asyncio.Task[None] | None = None
         self._settled = asyncio.Event()
         self._stopped = False
         self._worker: Worker | None = None
@@ -233,12 +234,25 @@ class RunStream:
             self._finish(ticket, error if isinstance(error, MintError) else MintError(str(error)))
 
     def _finish(self, ticket: Ticket, outcome: Result | MintError) -> None:
-        task = asyncio.ensure_future(ticket.finish(outcome))
+        task = asyncio.create_task(self._write(ticket, outcome, self._last_result))
         self._finishing.add(task)
+        self._last_result = task
         task.add_done_callback(self._finished)
+
+    @staticmethod
+    async def _write(ticket: Ticket, outcome: Result | MintError, before: asyncio.Task[None] | None) -> None:
+        """Results are written in the order of the operations.
+
+        A history takes what has no result and lies below one that has for never sent.
+        """
+        if before is not None:
+            await asyncio.wait([before])
+        await ticket.finish(outcome)
 
     def _finished(self, task: asyncio.Task[None]) -> None:
         self._finishing.discard(task)
+        if self._last_result is task:
+            self._last_result = None
         self._settled.set()
 
     def _fail_all(self, error: MintError) -> None:

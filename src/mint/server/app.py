@@ -69,19 +69,12 @@ def create_app(config: ServerConfig) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = _build(config)
+        services = build(config, _database(config))
         app.state.services = services
-        app.state.startup = asyncio.create_task(_start(services))
-        looking_after = [asyncio.create_task(work(services)) for work in (watch, keep_sweeping)]
         try:
-            yield
+            async with running(services) as app.state.startup:
+                yield
         finally:
-            app.state.startup.cancel()
-            for task in looking_after:
-                task.cancel()
-            await services.fleet.close()
-            await services.samples.close()
-            await services.dispatcher.close()
             services.database.close()
 
     app = FastAPI(title="MinT", version=version("mint"), lifespan=lifespan)
@@ -98,9 +91,29 @@ def create_app(config: ServerConfig) -> FastAPI:
     return app
 
 
-def _build(config: ServerConfig) -> Services:
+def _database(config: ServerConfig) -> Database:
+    return Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
+
+
+@asynccontextmanager
+async def running(services: Services) -> AsyncIterator[asyncio.Task[None]]:
+    """What works in the background, as long as the server runs; gives the task that loads the models."""
+    startup = asyncio.create_task(_start(services))
+    looking_after = [asyncio.create_task(work(services)) for work in (watch, keep_sweeping)]
+    try:
+        yield startup
+    finally:
+        startup.cancel()
+        for task in looking_after:
+            task.cancel()
+        await services.fleet.close()
+        await services.samples.close()
+        await services.dispatcher.close()
+
+
+def build(config: ServerConfig, database: Database) -> Services:
+    """The parts of a server, none of which does anything yet."""
     rmtree(config.upload_dir, ignore_errors=True)  # what the last process was receiving
-    database = Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
     tokens = Tokens(config.data_dir)
     given = [given_key(key) for key in config.api_keys] + [given_key(key, Role.ADMIN) for key in config.admin_keys]
     fleet = Fleet(config.models, config.engine)

@@ -1,8 +1,8 @@
 """What goes with a session: its samples under way, and the revisions that have no name.
 
 It goes when the session is finished, and when its client has not been heard of for `session_timeout_seconds`. The runs
-of a client that has gone stay: it may come back, from a machine that slept, and train on. A sample without a session
-goes when nobody has asked for its result for as long.
+of a client that has gone leave the engine; should it come back, from a machine that slept, they are rebuilt. A sample
+without a session goes when nobody has asked for its result for as long.
 """
 
 from __future__ import annotations
@@ -41,6 +41,9 @@ async def _sweep(services: Services) -> None:
     for client in services.samples.clients():
         if services.presence.absent(client, seconds):
             await cancel_samples(services, client, f"nothing was heard of {client} for {seconds:g} s")
+    for run_id in services.dispatcher.idle():
+        if services.presence.absent(run_id.partition(":")[0], seconds):
+            services.dispatcher.unload(run_id)
     for session in await services.database.transaction(repository.sessions_with_revisions):
         if session.finished_at is not None or services.presence.absent(session.session_id, seconds):
             await end_revisions(services, session.session_id)

@@ -16,6 +16,7 @@ from time import time
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
+from mint.server.forgetting import forget
 from mint.server.operations.kinds import REPLAYED
 from mint.server.services import Services
 from mint.store import checkpoints, files
@@ -27,6 +28,8 @@ ORPHANS_EVERY = 24 * 60
 """Rounds between looks at all folders."""
 ORPHAN_SECONDS = 3600.0
 """A folder that is younger may belong to a request that is not journaled yet."""
+FORGET_EVERY = 10
+"""Rounds between looks for what is to be forgotten."""
 BATCH = 200
 """Rows in one transaction, so that nobody waits long for the database."""
 
@@ -40,6 +43,8 @@ async def keep_sweeping(services: Services) -> None:
             if number % ORPHANS_EVERY == 0:
                 await sweep_orphans(services, before=time() - ORPHAN_SECONDS if number else started)
             await sweep(services)
+            if number % FORGET_EVERY == 0:
+                await forget(services)
         except (SQLAlchemyError, OSError):
             logger.exception("sweeping failed; the next round tries again")
         await asyncio.sleep(SWEEP_SECONDS)

@@ -7,11 +7,25 @@ loads it again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
 from time import time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, delete, exists, or_, select, union_all, update
+from sqlalchemy import (
+    BindParameter,
+    ColumnElement,
+    Connection,
+    Select,
+    bindparam,
+    delete,
+    exists,
+    func,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from mint.store import repository
 from mint.store.schema import (
@@ -21,6 +35,8 @@ from mint.store.schema import (
     discarded,
     expiring,
     heard_of,
+    named,
+    named_checkpoints,
     operations,
     runs,
     samplers,
@@ -60,7 +76,24 @@ def put(connection: Connection, checkpoint: Checkpoint, *, overwrite: bool = Fal
             return False
         remove(connection, old)
     repository.insert(connection, checkpoint)
+    if checkpoint.path is not None:
+        _count_named(connection, checkpoint.owner, 1)
     return True
+
+
+def _count_named(connection: Connection, owner: str, more: int) -> None:
+    mine = named_checkpoints.c.owner == owner
+    query = update(named_checkpoints).where(mine).values(total=named_checkpoints.c.total + more)
+    if connection.execute(query).rowcount == 0:
+        connection.execute(named_checkpoints.insert(), {"owner": owner, "total": more})
+
+
+def count_named(connection: Connection, owner: str) -> int:
+    """An owner's named checkpoints that have not expired."""
+    kept = select(named_checkpoints.c.total).where(named_checkpoints.c.owner == owner)
+    mine = checkpoints.c.owner == owner
+    over = select(func.count()).where(named, expiring, mine, checkpoints.c.expires_at <= time())
+    return (connection.scalar(kept) or 0) - (connection.scalar(over) or 0)
 
 
 def remove(connection: Connection, *gone: Checkpoint) -> None:
@@ -69,6 +102,8 @@ def remove(connection: Connection, *gone: Checkpoint) -> None:
     directories = {checkpoint.directory for checkpoint in gone}
     connection.execute(delete(checkpoints).where(checkpoints.c.checkpoint_id.in_(ids)))
     connection.execute(delete(weights_tokens).where(weights_tokens.c.checkpoint_id.in_(ids)))
+    for owner, count in Counter(checkpoint.owner for checkpoint in gone if checkpoint.path is not None).items():
+        _count_named(connection, owner, -count)
     named = select(checkpoints.c.directory).where(checkpoints.c.directory.in_(directories))
     unnamed = directories.difference(connection.scalars(named))
     if unnamed:
@@ -112,7 +147,9 @@ def reader(connection: Connection, checkpoint: Checkpoint, replayed: Collection[
     return None
 
 
-def _readers(replayed: Collection[str]) -> tuple[Select[tuple[str]], Select[tuple[str]], Select[tuple[str]]]:
+def _readers(
+    replayed: Collection[str] | BindParameter[str],
+) -> tuple[Select[tuple[str]], Select[tuple[str]], Select[tuple[str]]]:
     """Ids of samplers, of operations without a result, and of runs that a replay would load again."""
     of_samplers = select(samplers.c.sampler_id).join(sessions, sessions.c.session_id == samplers.c.session_id)
     of_operations = select(operations.c.request_id).where(operations.c.status == Status.PENDING)
@@ -130,21 +167,16 @@ def _readers(replayed: Collection[str]) -> tuple[Select[tuple[str]], Select[tupl
 
 def expire(connection: Connection, limit: int) -> int:
     """Take away names whose time has run out, at most `limit`; returns how many there were."""
-    query = select(checkpoints).where(expiring, checkpoints.c.expires_at <= time())
-    return _remove_all(connection, query.order_by(checkpoints.c.expires_at).limit(limit))
+    return _remove_all(connection, _EXPIRED, {"now_": time(), "limit_": limit})
 
 
 def forget_unnamed(connection: Connection, session_id: str, limit: int) -> int:
     """Drop revisions that live with a session, at most `limit`; returns how many there were."""
-    return _remove_all(connection, select(checkpoints).where(checkpoints.c.session_id == session_id).limit(limit))
+    return _remove_all(connection, _UNNAMED, {"session_id_": session_id, "limit_": limit})
 
 
-def _remembered() -> ColumnElement[bool]:
-    return sessions.c.last_heartbeat > time() - ABANDONED_SECONDS
-
-
-def _remove_all(connection: Connection, query: Select[Any]) -> int:
-    rows = [Checkpoint(**row._mapping) for row in connection.execute(query)]
+def _remove_all(connection: Connection, query: Select[Any], values: dict[str, object]) -> int:
+    rows = [Checkpoint(**row._mapping) for row in connection.execute(query, values)]
     if rows:
         remove(connection, *rows)
     return len(rows)
@@ -159,20 +191,33 @@ def deletable(connection: Connection, replayed: Collection[str], held: Collectio
         replayed: kinds of operations that recovery runs again.
         held: folders that are read without a row that says so.
     """
-    of_samplers, of_operations, of_runs = _readers(replayed)
+    values = {"replayed_": list(replayed), "held_": list(held), "since_": time() - ABANDONED_SECONDS, "limit_": limit}
+    return list(connection.scalars(_DELETABLE, values))
+
+
+def _deletable() -> Select[tuple[str]]:
+    of_samplers, of_operations, of_runs = _readers(bindparam("replayed_", expanding=True))
     open_ = sessions.c.finished_at.is_(None)
-    folder = discarded.c.directory
+    folder, named_once = discarded.c.directory, samplers.c.model_path.is_not(None)
+    lately = sessions.c.last_heartbeat > bindparam("since_")
     query = select(folder).where(
-        folder.not_in(held),
-        ~exists(
-            of_samplers.where(
-                samplers.c.directory == folder, samplers.c.model_path.is_not(None), open_, _remembered()
-            ).correlate(discarded)
-        ),
+        folder.not_in(bindparam("held_", expanding=True)),
+        ~exists(of_samplers.where(samplers.c.directory == folder, named_once, open_, lately).correlate(discarded)),
         ~exists(of_operations.where(operations.c.directory == folder).correlate(discarded)),
         ~exists(of_runs.where(operations.c.directory == folder, open_).correlate(discarded)),
     )
-    return list(connection.scalars(query.limit(limit)))
+    return query.order_by(discarded.c.discarded_at).limit(bindparam("limit_"))
+
+
+# statements are built once: that takes longer than running them
+_DELETABLE = _deletable()
+_EXPIRED = (
+    select(checkpoints)
+    .where(expiring, checkpoints.c.expires_at <= bindparam("now_"))
+    .order_by(checkpoints.c.expires_at)
+    .limit(bindparam("limit_"))
+)
+_UNNAMED = select(checkpoints).where(checkpoints.c.session_id == bindparam("session_id_")).limit(bindparam("limit_"))
 
 
 def deleted(connection: Connection, directories: Sequence[str]) -> None:

@@ -10,9 +10,21 @@ from dataclasses import dataclass, replace
 from time import time
 from typing import Any, Generic, TypeVar
 
-from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, exists, func, or_, select, union_all
+from sqlalchemy import (
+    ColumnElement,
+    CompoundSelect,
+    Connection,
+    Select,
+    and_,
+    bindparam,
+    exists,
+    func,
+    or_,
+    select,
+    union_all,
+)
 
-from mint.store.checkpoints import unexpired
+from mint.store.checkpoints import count_named, unexpired
 from mint.store.schema import (
     Checkpoint,
     CheckpointKind,
@@ -68,7 +80,10 @@ def checkpoints_of_owner(
 ) -> Page[Checkpoint]:
     """All named checkpoints of an owner, those for download only if `external`."""
     query = select(checkpoints).where(named, checkpoints.c.owner == owner, unexpired(), *_kinds(external))
-    return _page(connection, Checkpoint, [query], window, ("created_at", "path"))
+    newest = "created_at", "path"
+    if not external:
+        return _page(connection, Checkpoint, [query], window, newest)
+    return Page(_rows(connection, Checkpoint, query, window, newest), count_named(connection, owner))
 
 
 def checkpoints_of_run(connection: Connection, run_id: str, *, public: bool, external: bool = True) -> list[Checkpoint]:
@@ -185,7 +200,18 @@ def _page(
 ) -> Page[T]:
     """A window of the rows of some queries, the largest in the columns `newest` first, and the number of them all."""
     query = union_all(*parts) if len(parts) > 1 else parts[0]
+    counts = [part.with_only_columns(func.count(), maintain_column_froms=True) for part in parts]
+    total = sum(connection.scalar(count) or 0 for count in counts)
+    return Page(_rows(connection, kind, query, window, newest), total)
+
+
+def _rows(
+    connection: Connection,
+    kind: type[T],
+    query: Select[Any] | CompoundSelect[Any],
+    window: Window,
+    newest: Sequence[str],
+) -> list[T]:
     order = [query.selected_columns[name].desc() for name in newest]
     rows = connection.execute(query.order_by(*order).limit(window.limit).offset(window.offset))
-    counts = [part.with_only_columns(func.count(), maintain_column_froms=True) for part in parts]
-    return Page([kind(**row._mapping) for row in rows], sum(connection.scalar(count) or 0 for count in counts))
+    return [kind(**row._mapping) for row in rows]

@@ -55,7 +55,12 @@ def _find_query(table: Table, names: tuple[str, ...]) -> Select[Any]:
 
 def touch_session(connection: Connection, session_id: str) -> None:
     """Note that the session's client lives."""
-    connection.execute(update(sessions).where(sessions.c.session_id == session_id).values(last_heartbeat=time()))
+    connection.execute(_TOUCH, {"session_id_": session_id, "now_": time()})
+
+
+_TOUCH = (
+    update(sessions).where(sessions.c.session_id == bindparam("session_id_")).values(last_heartbeat=bindparam("now_"))
+)
 
 
 def finish_session(connection: Connection, session_id: str, reason: str, detail: str | None) -> bool:
@@ -123,9 +128,12 @@ def count_clone(connection: Connection, sampler_id: str) -> int:
 
 def sessions_with_revisions(connection: Connection) -> list[Session]:
     """Sessions that revisions without a name live with."""
-    holders = select(checkpoints.c.session_id).where(checkpoints.c.session_id.is_not(None))
-    rows = connection.execute(select(sessions).where(sessions.c.session_id.in_(holders)))
-    return [Session(**row._mapping) for row in rows]
+    return [Session(**row._mapping) for row in connection.execute(_WITH_REVISIONS)]
+
+
+_WITH_REVISIONS = select(sessions).where(
+    sessions.c.session_id.in_(select(checkpoints.c.session_id).where(checkpoints.c.session_id.is_not(None)))
+)
 
 
 def put_session(connection: Connection, session: Session) -> Session:

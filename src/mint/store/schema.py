@@ -39,7 +39,10 @@ class Status(StrEnum):
 
 @dataclass(frozen=True)
 class Session:
-    """One client process; times are seconds since the epoch."""
+    """One client process; times are seconds since the epoch.
+
+    A forgotten one has nothing left but runs that hold checkpoints.
+    """
 
     session_id: str
     owner: str
@@ -54,6 +57,7 @@ class Session:
     finished_at: float | None = None
     finish_reason: str | None = None
     finish_detail: str | None = None
+    forgotten_at: float | None = None
 
 
 sessions = Table(
@@ -72,10 +76,15 @@ sessions = Table(
     Column("finished_at", Float),
     Column("finish_reason", String),
     Column("finish_detail", String),
+    Column("forgotten_at", Float),
     UniqueConstraint("owner", "idempotency_key"),
     Index("sessions_listed", "owner", "created_at", "session_id"),
     Index("sessions_of_project", "owner", "project_id", "created_at", "session_id"),
 )
+forgotten = sessions.c.forgotten_at.is_not(None)
+remembered = sessions.c.forgotten_at.is_(None)
+Index("sessions_forgotten", sessions.c.forgotten_at, sqlite_where=forgotten, postgresql_where=forgotten)
+Index("sessions_remembered", sessions.c.last_heartbeat, sqlite_where=remembered, postgresql_where=remembered)
 
 
 @dataclass(frozen=True)
@@ -199,7 +208,16 @@ expiring = checkpoints.c.expires_at.is_not(None)
 _partial("checkpoints_listed", named, "owner", "created_at", "path", "expires_at")
 _partial("checkpoints_published", published, "run_id")
 _partial("checkpoints_expiring", expiring, "expires_at")
+_partial("checkpoints_expiring_of_owner", and_(named, expiring), "owner", "expires_at")
 
+
+named_checkpoints = Table(
+    "named_checkpoints",
+    metadata,
+    Column("owner", String, primary_key=True),
+    Column("total", BigInteger, nullable=False),
+)
+"""How many named checkpoints each owner has, kept with them: to count them takes as long as there are many."""
 
 discarded = Table(
     "discarded_folders",
@@ -370,14 +388,17 @@ operations = Table(
 unnumbered = Table(
     "unnumbered",
     metadata,
-    Column("request_id", String, ForeignKey("operations.request_id"), primary_key=True),
+    Column("request_id", String, primary_key=True),
     Column("stream", String, nullable=False),
     Column("after", BigInteger, nullable=False),
     Column("retry_key", String),
     Index("unnumbered_of_stream", "stream", "after"),
     Index("unnumbered_by_key", "stream", "retry_key", unique=True),
 )
-"""Operations of runs that came without a number, and the client's number that each stands behind."""
+"""Operations of runs that came without a number, and the client's number that each stands behind.
+
+They go with their session: an operation that is forgotten earlier still counts.
+"""
 
 _reads_a_folder = operations.c.directory.is_not(None)
 Index(
@@ -388,3 +409,5 @@ Index(
     sqlite_where=_reads_a_folder,
     postgresql_where=_reads_a_folder,
 )
+ended = operations.c.finished_at.is_not(None)
+Index("operations_ended", operations.c.finished_at, sqlite_where=ended, postgresql_where=ended)

@@ -62,6 +62,11 @@ def _again(catalog: Catalog, operation: Operation) -> tuple[Any, Command]:
     return request, kind.plan(catalog, operation, request)
 
 
+def snapshots_of(snapshot_dir: Path, run_id: str) -> Path:
+    """The folder of a run's snapshots."""
+    return snapshot_dir / quote(run_id, safe="")
+
+
 class ServerJournal:
     """The journal as the dispatcher's recovery reads it, and the snapshots that recovery begins from."""
 
@@ -95,7 +100,7 @@ class ServerJournal:
 
     def snapshot_folder(self, run_id: str, seq_id: int) -> Path:
         """See `mint.dispatch.snapshots.SnapshotStore`."""
-        return self._snapshot_dir / quote(run_id, safe="") / str(seq_id)
+        return snapshots_of(self._snapshot_dir, run_id) / str(seq_id)
 
     async def commit_snapshot(self, run_id: str, seq_id: int, folder: Path, size_bytes: int) -> None:
         """See `mint.dispatch.snapshots.SnapshotStore`."""

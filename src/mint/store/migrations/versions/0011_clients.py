@@ -10,7 +10,7 @@ down_revision = "0010_weights_tokens"
 def upgrade() -> None:
     op.create_table(
         "unnumbered",
-        sa.Column("request_id", sa.String, sa.ForeignKey("operations.request_id"), primary_key=True),
+        sa.Column("request_id", sa.String, primary_key=True),
         sa.Column("stream", sa.String, nullable=False),
         sa.Column("after", sa.BigInteger, nullable=False),
         sa.Column("retry_key", sa.String),
