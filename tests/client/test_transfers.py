@@ -48,7 +48,7 @@ class Fake:
                 pass
 
         self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self.http.serve_forever, daemon=True).start()
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
         self.server = Server(f"http://127.0.0.1:{self.http.server_port}/base", "sk-key", refuse)
 
 

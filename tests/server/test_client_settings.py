@@ -24,8 +24,13 @@ LATEST = {"custom_loss_server_side": True, "sample_join_sampling_session": True}
 )
 def test_settings(versions: tuple[str | None, ...], expected: dict[str, bool]) -> None:
     for version in versions:
-        assert settings_for(version, jwt_auth=False) == expected
-        assert settings_for(version, jwt_auth=True) == {"pjwt_auth_enabled": True} | expected
+        assert settings_for(version, jwt_auth=False, mint_key=False) == expected
+        assert settings_for(version, jwt_auth=True, mint_key=False) == {"pjwt_auth_enabled": True} | expected
+
+
+@pytest.mark.parametrize(("version", "tokens"), [("0.22.0", True), ("0.30.4", False), ("0.38.0", False), (None, False)])
+def test_published_clients_of_mint_exchange_their_keys(version: str | None, tokens: bool) -> None:
+    assert settings_for(version, jwt_auth=False, mint_key=True).get("pjwt_auth_enabled", False) == tokens
 
 
 def test_they_are_what_a_client_is_answered(serve: Serve) -> None:
@@ -33,6 +38,6 @@ def test_they_are_what_a_client_is_answered(serve: Serve) -> None:
         async with serve(jwt_auth=True) as world:
             for version in ("0.38.0", "0.22.0", None):
                 told = await world.alice.ok("client/config", {"sdk_version": version, "new": 1})
-                assert told == settings_for(version, jwt_auth=True)
+                assert told == settings_for(version, jwt_auth=True, mint_key=True)
 
     play(scene)

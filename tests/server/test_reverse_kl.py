@@ -63,7 +63,7 @@ def test_a_request_and_its_answer(serve: Serve) -> None:
             assert answer == {
                 "outputs": [{"loss": number(loss)} for loss in (1.5, 5.0, 2.0)],
                 "metrics": {"loss:sum": 8.5},
-                "type": "forward_backward_reverse_kl",
+                "type": "mint_forward_backward_reverse_kl",
             }
             (command,) = commands(world)
             assert (command.run_id, command.reference, command.temperature) == (run, None, 2.0)

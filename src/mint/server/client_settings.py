@@ -41,15 +41,29 @@ SETTINGS = (
     Setting("sample_join_sampling_session", True, (0, 38)),
 )
 
+TOKENS_FOR_MINT_KEYS: Version = (0, 30)
+"""Before this version a client that presents an `sk-` key, which the SDK itself refuses, is MinT's published one.
+
+It gets the key past the SDK's first check and not past its second, which is there only where no token is exchanged for
+the key. MinT's own package begins with this version, and needs none.
+"""
+
 DYNAMIC = {"sample_cancel_enabled": True}
 """Settings that the SDK asks for again and again: it shall tell of samples that nobody waits for any more."""
 
 
-def settings_for(sdk_version: str | None, *, jwt_auth: bool) -> dict[str, bool]:
-    """What a client of this version is told; one that does not say its version gets nothing that depends on it."""
+def settings_for(sdk_version: str | None, *, jwt_auth: bool, mint_key: bool) -> dict[str, bool]:
+    """What a client of this version is told; one that does not say its version gets nothing that depends on it.
+
+    Args:
+        jwt_auth: whether all clients are to exchange their keys for tokens.
+        mint_key: whether the client presents an `sk-` key.
+    """
     found = re.match(r"(\d{1,9})\.(\d{1,9})", sdk_version or "")
     settings = {"pjwt_auth_enabled": True} if jwt_auth else {}
     if found is None:
         return settings
     version = int(found[1]), int(found[2])
+    if mint_key and version < TOKENS_FOR_MINT_KEYS:
+        settings["pjwt_auth_enabled"] = True
     return settings | {each.name: each.on for each in SETTINGS if each.since <= version < each.until}

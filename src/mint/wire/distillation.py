@@ -103,5 +103,5 @@ def distillation_output(losses: Sequence[float], metrics: dict[str, float]) -> d
     return {
         "outputs": [{"loss": {"data": [loss], "dtype": "float32", "shape": [1]}} for loss in losses],
         "metrics": metrics,
-        "type": "forward_backward_reverse_kl",
+        "type": "mint_forward_backward_reverse_kl",
     }

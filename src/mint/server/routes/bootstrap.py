@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
 from mint.server.client_settings import DYNAMIC, settings_for
-from mint.server.dependencies import AnyTime, Owner, Poller, Ready
+from mint.server.dependencies import AnyTime, Credential, Owner, Poller, Ready
 from mint.wire.requests import ClientConfigRequest, TelemetryRequest
 
 router = APIRouter(tags=["bootstrap"])
@@ -23,9 +23,12 @@ async def healthz(services: AnyTime) -> JSONResponse:
 
 
 @router.post("/client/config")
-async def client_config(request: ClientConfigRequest, services: AnyTime, _owner: Poller) -> dict[str, Any]:
+async def client_config(
+    request: ClientConfigRequest, services: AnyTime, credential: Credential, _owner: Poller
+) -> dict[str, Any]:
     """Settings of the SDK, for the version that asks."""
-    return settings_for(request.sdk_version, jwt_auth=services.config.jwt_auth)
+    mint_key = credential.startswith("sk-")
+    return settings_for(request.sdk_version, jwt_auth=services.config.jwt_auth, mint_key=mint_key)
 
 
 @router.post("/client/dynamic_config")

@@ -19,6 +19,7 @@ from mint.engine.core import LoraShape, LoraSite, ModelInfo
 from mint.engine.formats import CONFIG_FILE, WEIGHTS_FILE, factor_name, peft_config
 from mint.errors import BadRequestError
 from mint.server.uploads.tensors import FLOATS, Array, TensorFile, write_tensors
+from mint.store import files
 
 UNSERVED = (
     "use_dora",
@@ -118,10 +119,11 @@ def write_adapter(
     flags = {f"train_{kind}": kind in kinds for kind in ("attn", "mlp", "unembed")}
     shape = LoraShape(rank=config.rank, seed=None, alpha=config.alpha, **flags)
     sites = [site for site in model.lora_sites if site.kind in kinds]
-    shapes = {name: shape for site in sites for name, shape in _factors(site, config.rank).items()}
+    shapes = {name: size for site in sites for name, size in _factors(site, config.rank).items()}
     write_tensors(staged / WEIGHTS_FILE, shapes, _values(file, shapes))
     text = json.dumps(peft_config(shape, (site.name for site in sites), model.name), indent=2, sort_keys=True)
     (staged / CONFIG_FILE).write_text(text + "\n")
+    files.sync(staged / CONFIG_FILE)
     return shape, sites
 
 
