@@ -33,7 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "renderers": {"tiny"},
     "__init__": EVERYONE | {"client", "mint", "tinker"},
     # the command line puts them together
-    "cli": EVERYONE | {"wire", "store", "server", "engine", "client", "tiny"},
+    "cli": EVERYONE | {"wire", "store", "server", "engine", "models", "client", "tiny"},
 }
 
 TORCH_FREE_ENGINE = {

@@ -91,19 +91,6 @@ REFUSED: dict[str, Requests] = {
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "path": "b"},
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "sampling_session_seq_id": 5},
     ),
-    f"POST {API}/sampling_clients/save_and_create": on_run(name="b"),
-    **{
-        f"POST {API}/{path}": bodies(
-            lambda theirs, mine: {"source_paths": [mine.path, theirs.path], "coefficients": [1, 1]},
-            lambda theirs, mine: {
-                "source_paths": [mine.path],
-                "coefficients": [1],
-                "output_path": f"tinker://{theirs.run}/sampler_weights/b",
-            },
-        )
-        for path in ("mint/checkpoints/interpolate", "checkpoints/interpolate")
-    },
-    f"DELETE {API}/models/{{model_id}}": lambda theirs, _: [{"model_id": theirs.run}],
     f"POST {API}/load_weights": bodies(
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "path": theirs.path},
         lambda theirs, mine: {"model_id": mine.run, "seq_id": 3, "path": theirs.path},
@@ -135,6 +122,19 @@ REFUSED: dict[str, Requests] = {
         lambda theirs, _: {"source_path": theirs.path, "destination_project_id": "p"},
         lambda theirs, mine: {"source_path": mine.path, "session_id": theirs.session, "model_seq_id": 9},
     ),
+    f"POST {API}/sampling_clients/save_and_create": on_run(name="b"),
+    **{
+        f"POST {API}/{path}": bodies(
+            lambda theirs, mine: {"source_paths": [mine.path, theirs.path], "coefficients": [1, 1]},
+            lambda theirs, mine: {
+                "source_paths": [mine.path],
+                "coefficients": [1],
+                "output_path": f"tinker://{theirs.run}/sampler_weights/b",
+            },
+        )
+        for path in ("mint/checkpoints/interpolate", "checkpoints/interpolate")
+    },
+    f"DELETE {API}/models/{{model_id}}": lambda theirs, _: [{"model_id": theirs.run}],
     "GET /metrics": NOTHING,  # an admin's
 }
 for prefix in OPENAI:
@@ -158,9 +158,9 @@ OWN: dict[str, dict[str, Any]] = {
     f"GET {API}/audit": {},
     f"GET {API}/training_runs": {"params": {"access_scope": "accessible"}},
     f"GET {API}/checkpoints": {},
-    f"GET {API}/models": {},
     f"GET {API}/sessions": {"params": {"access_scope": "accessible"}},
     f"POST {API}/sessions/search": {"json": {}},
+    f"GET {API}/models": {},
     **{f"GET {prefix}/models": {} for prefix in OPENAI},
     f"GET {API}/billing/usage/events": {"params": WINDOW},
     f"GET {API}/billing/usage/checkpoints/current": {},
