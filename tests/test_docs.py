@@ -22,6 +22,13 @@ BLOCKS = [
     for place, block in enumerate(re.findall(r"```python\n(.*?)```", document.read_text(), re.DOTALL))
 ]
 
+COMMANDS = [
+    pytest.param("\n".join(re.findall(r"^\$ (.*)$", block, re.MULTILINE)), id=f"{document.name}-{place}")
+    for document in DOCUMENTS
+    for place, block in enumerate(re.findall(r"```console\n(.*?)```", document.read_text(), re.DOTALL))
+]
+"""The lines of a console block that begin with `$`."""
+
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PrivateServer]:
@@ -35,6 +42,17 @@ def test_code_blocks_run(block: str, server: PrivateServer) -> None:
     command = [sys.executable, "-c", block]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
     check_done(done)
+
+
+@pytest.mark.parametrize("commands", COMMANDS)
+def test_console_blocks_run(commands: str, server: PrivateServer, tmp_path: Path) -> None:
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"MINT_BASE_URL": server.base_url, "MINT_API_KEY": server.api_key, "PATH": path}
+    command = ["bash", "-euc", commands]
+    done = subprocess.run(
+        command, env=environment, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)

@@ -92,6 +92,12 @@ def test_a_database_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     assert "file is not a database" in mint(tmp_path, "list", code=1)
 
 
+def test_listing_and_revoking_make_no_folder(tmp_path: Path) -> None:
+    for arguments in (("list",), ("list", "--json"), ("revoke", "1")):
+        assert "no server's folder: it has no mint.db" in mint(tmp_path, *arguments, code=1)
+    assert not (tmp_path / "data").exists()
+
+
 def test_a_server_may_face_the_world_once_there_is_a_key(tmp_path: Path) -> None:
     folder = tmp_path / "data"
     assert not _has_keys(folder)

@@ -146,6 +146,19 @@ REFUSED: dict[str, Requests] = {
         lambda theirs, _: {"source_path": theirs.path, "destination_project_id": "p"},
         lambda theirs, mine: {"source_path": mine.path, "session_id": theirs.session, "model_seq_id": 9},
     ),
+    f"POST {API}/sampling_clients/save_and_create": on_run(name="b"),
+    **{
+        f"POST {API}/{path}": bodies(
+            lambda theirs, mine: {"source_paths": [mine.path, theirs.path], "coefficients": [1, 1]},
+            lambda theirs, mine: {
+                "source_paths": [mine.path],
+                "coefficients": [1],
+                "output_path": f"tinker://{theirs.run}/sampler_weights/b",
+            },
+        )
+        for path in ("mint/checkpoints/interpolate", "checkpoints/interpolate")
+    },
+    f"DELETE {API}/models/{{model_id}}": lambda theirs, _: [{"model_id": theirs.run}],
     "GET /metrics": NOTHING,  # an admin's
 }
 for prefix in OPENAI:
@@ -172,6 +185,7 @@ OWN: dict[str, dict[str, Any]] = {
     f"POST {API}/checkpoints/upload": {"files": {"file": tar(adapter())}},
     f"GET {API}/sessions": {"params": {"access_scope": "accessible"}},
     f"POST {API}/sessions/search": {"json": {}},
+    f"GET {API}/models": {},
     **{f"GET {prefix}/models": {} for prefix in OPENAI},
     f"GET {API}/billing/usage/events": {"params": WINDOW},
     f"GET {API}/billing/usage/checkpoints/current": {},
