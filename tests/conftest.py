@@ -2,9 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+from . import postgres
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[postgres.Cluster]:
+    """A PostgreSQL server; tests that need one are skipped where it is not installed."""
+    with postgres.cluster() as running:
+        yield running or pytest.skip(postgres.ABSENT)
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a new database, of the kind that the test asks for by `indirect`: "sqlite" or "postgresql"."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"sqlite:///{tmp_path / 'mint.db'}"
+    cluster: postgres.Cluster = request.getfixturevalue("cluster")
+    return cluster.database()
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ from mint.server.catalog import Catalog
 from mint.server.lifetimes import watch
 from mint.server.openai import routes as openai
 from mint.server.openai.requests import MAX_BODY_BYTES
-from mint.server.operations.recovery import ServerJournal, resume
+from mint.server.operations.recovery import ServerJournal, resume, take_up_lost
 from mint.server.request_log import RequestLog
 from mint.server.results import Results
 from mint.server.routes import (
@@ -55,18 +55,32 @@ WINDOW_PER_BATCH = 1.25
 """Sequences that a worker is sent, by those of its decode batch: some are at hand when others end."""
 
 
-def create_app(config: ServerConfig) -> FastAPI:
-    """The application for a configuration; it opens its database and starts its workers when it is run.
+def open_database(config: ServerConfig) -> Database:
+    """The database of a configuration, for a server alone.
+
+    Raises:
+        SQLAlchemyError: it cannot be opened, or another server has it.
+        MintError: it is none that is supported, or does not keep what is asked of it.
+    """
+    if config.database_url is not None:
+        return Database(config.database_url, durability=config.durability, serving=True)
+    return Database.at(config.data_dir / "mint.db", durability=config.durability, serving=True)
+
+
+def create_app(config: ServerConfig, database: Database | None = None) -> FastAPI:
+    """The application for a configuration; it starts its workers when it is run.
+
+    Without a `database` it opens its own then. Either is closed at the end.
 
     `app.state.startup` is the task that loads the models; it fails with `ModelLoadError` if one cannot be.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = _build(config)
+        services = _build(config, database or open_database(config))
         app.state.services = services
         app.state.startup = asyncio.create_task(_start(services))
-        looking_after = [asyncio.create_task(work(services)) for work in (watch, keep_sweeping)]
+        looking_after = [asyncio.create_task(work(services)) for work in (watch, keep_sweeping, take_up_lost)]
         try:
             yield
         finally:
@@ -92,8 +106,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     return app
 
 
-def _build(config: ServerConfig) -> Services:
-    database = Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
+def _build(config: ServerConfig, database: Database) -> Services:
     tokens = Tokens(config.data_dir)
     given = [given_key(key) for key in config.api_keys] + [given_key(key, Role.ADMIN) for key in config.admin_keys]
     fleet = Fleet(config.models, config.engine)

@@ -37,6 +37,10 @@ class Results:
         """How many operations are."""
         return len(self._under_way)
 
+    def expects(self, request_id: str) -> bool:
+        """Whether that operation is under way."""
+        return request_id in self._under_way
+
     def expect(self, operation: Operation) -> None:
         """An operation is on its way to a worker."""
         self._under_way[operation.request_id] = _Entry(operation)

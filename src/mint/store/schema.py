@@ -22,7 +22,9 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     and_,
+    cast,
     false,
+    func,
     true,
 )
 
@@ -189,6 +191,11 @@ def _partial(name: str, where: ColumnElement[bool], *columns: str) -> Index:
 def heard_of(since: float) -> ColumnElement[bool]:
     """Whether a session is open and its client was heard of since then, in Unix seconds."""
     return and_(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat >= since)
+
+
+def total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """A sum, 0 of nothing. PostgreSQL's of large integers is a decimal number."""
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
 
 
 named = checkpoints.c.path.is_not(None)
@@ -362,3 +369,7 @@ Index(
     sqlite_where=_reads_a_folder,
     postgresql_where=_reads_a_folder,
 )
+
+
+serving = Table("serving", metadata, Column("server_id", String, primary_key=True))
+"""One row: the server that works on this database, or did last. PostgreSQL's only; a file has a lock beside it."""

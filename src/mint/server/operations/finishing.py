@@ -11,7 +11,7 @@ from time import time
 from typing import TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from mint.engine.core import Command, Result
 from mint.errors import SERVER_FAULT, MintError
@@ -19,6 +19,7 @@ from mint.server.accounting import accounted, measured
 from mint.server.operations.kind import Completion, Kind
 from mint.server.services import Services
 from mint.store import files, journal
+from mint.store.dialects import UNAVAILABLE
 from mint.store.schema import Operation, Status
 from mint.store.usage import TOKENS
 
@@ -82,7 +83,13 @@ async def _write(services: Services, operation: Operation, status: Status, compl
         MintError: the rows that go with the result cannot be; it is not written.
     """
 
+    tries = 0
+
     def write(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        if tries > 1 and _is_written(connection, operation):
+            return
         completion.effect(connection)
         journal.finish(connection, operation.request_id, status, completion.media_type, completion.body)
 
@@ -90,7 +97,7 @@ async def _write(services: Services, operation: Operation, status: Status, compl
     while True:
         try:
             await services.database.transaction(write)
-        except OperationalError:
+        except UNAVAILABLE:
             logger.exception("the result of %s cannot be written; trying again", operation.request_id)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -102,6 +109,12 @@ async def _write(services: Services, operation: Operation, status: Status, compl
     finished = replace(operation, status=status, payload=b"", result_type=completion.media_type, result=completion.body)
     services.metrics.finished(operation.kind, status, time() - operation.created_at)
     services.results.put(finished)
+
+
+def _is_written(connection: Connection, operation: Operation) -> bool:
+    """Whether the try before did it after all: a connection may be lost between a commit and the word of it."""
+    found = journal.find(connection, operation.request_id)
+    return found is not None and found.status != Status.PENDING
 
 
 def failure(error: MintError) -> bytes:

@@ -167,7 +167,8 @@ async def _spend(services: Services, refused: Operation) -> None:
     def write(connection: Connection) -> bool:
         run = repository.find(connection, Run, run_id=refused.stream)
         mine = run is not None and run.owner == refused.owner
-        return mine and journal.append(connection, refused) is refused
+        # a retry may be the first to be told that the number was spent
+        return mine and journal.append(connection, refused).status == Status.FAILED
 
     if await services.database.transaction(write):
         services.dispatcher.skip(refused.stream, refused.seq_id)
