@@ -124,7 +124,9 @@ CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
-ASKED = ["server_encoding", "synchronous_commit", "fsync", "full_page_writes"]
+FLUSHES = ("fsync", "full_page_writes")
+"""Settings without which a loss of power may damage everything there is."""
+ASKED = ["server_encoding", "synchronous_commit", *FLUSHES]
 RERUN = {"40001", "40P01"}
 """SQLSTATEs: the transaction does not go together with another one; two wait for each other."""
 
@@ -153,8 +155,8 @@ class PostgreSQL:
         if settings["server_encoding"] != "UTF8":
             raise MintError(f"its encoding is {settings['server_encoding']}; UTF8 is needed", field="database_url")
         if self._durability == Durability.POWER:
-            if "off" in {settings["fsync"], settings["full_page_writes"]}:
-                raise MintError("the database runs with fsync or full_page_writes off", field="durability")
+            if off := [name for name in FLUSHES if settings[name] == "off"]:
+                raise MintError(f"the database runs with {' and '.join(off)} off", field="durability")
             if settings["synchronous_commit"] == "off":
                 connection.execute("SET synchronous_commit = on")
         connection.execute("SET lock_timeout = '10s'")
