@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
 
-from . import postgres
+from . import postgres, s3
 
 
 @pytest.fixture(scope="session")
@@ -15,6 +16,21 @@ def cluster() -> Iterator[postgres.Cluster]:
     """A PostgreSQL server; tests that need one are skipped where it is not installed."""
     with postgres.cluster() as running:
         yield running or pytest.skip(postgres.ABSENT)
+
+
+@pytest.fixture(scope="session")
+def s3_variables() -> Iterator[dict[str, str]]:
+    """The environment of clients of an S3 server."""
+    with s3.server() as variables:
+        yield variables
+
+
+@pytest.fixture
+def s3_url(s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place in it that nobody else uses."""
+    for name, value in s3_variables.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://mint/{token_hex(4)}"
 
 
 @pytest.fixture

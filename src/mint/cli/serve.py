@@ -89,6 +89,15 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     durability: Annotated[
         Durability, typer.Option(help="What acknowledged work survives: the death of any process, or a loss of power.")
     ] = ServerConfig.durability,
+    checkpoint_store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MINT_CHECKPOINT_STORE", help="s3://BUCKET/PREFIX to keep checkpoints in. None is the data folder."
+        ),
+    ] = None,
+    checkpoint_cache_gib: Annotated[
+        float, typer.Option(help="Of such checkpoints, what is kept on this disk as well.", min=0.0, max=1 << 20)
+    ] = ServerConfig.checkpoint_cache_bytes / (1 << 30),
     jwt_auth: Annotated[
         bool, typer.Option("--jwt-auth", help="Have clients exchange their keys for tokens that live for an hour.")
     ] = False,
@@ -107,6 +116,8 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
         jwt_auth=jwt_auth,
         database_url=database_url,
         durability=durability,
+        checkpoint_store=checkpoint_store,
+        checkpoint_cache_bytes=int(checkpoint_cache_gib * (1 << 30)),
         host=host,
         port=port,
         engine=EngineConfig(

@@ -46,6 +46,7 @@ from mint.server.sweeper import keep_sweeping
 from mint.server.tokens import Tokens
 from mint.store.database import Database
 from mint.store.keys import Role
+from mint.store.objects import LocalStore
 
 logger = logging.getLogger(__name__)
 
@@ -85,7 +86,7 @@ def create_app(config: ServerConfig, database: Database | None = None) -> FastAP
             yield
         finally:
             app.state.startup.cancel()
-            for task in looking_after:
+            for task in (*looking_after, *services.fetches):
                 task.cancel()
             await services.fleet.close()
             await services.samples.close()
@@ -127,7 +128,8 @@ def _build(config: ServerConfig, database: Database) -> Services:
 
 
 async def _start(services: Services) -> None:
-    """Load the models, then take up what the last process left."""
+    """See that the folders are this database's, load the models, then take up what the last process left."""
+    await asyncio.to_thread(_claim, services)
     try:
         await services.fleet.start()
     except WorkerDiedError as error:
@@ -136,3 +138,10 @@ async def _start(services: Services) -> None:
     if count:
         logger.info("%d unfinished operations were queued again", count)
     services.started.set()
+
+
+def _claim(services: Services) -> None:
+    deployment_id, config = services.database.deployment_id, services.config
+    assert deployment_id is not None
+    LocalStore(config.checkpoint_dir).claim(deployment_id)
+    services.catalog.store.claim(deployment_id)

@@ -29,6 +29,7 @@ class Services:
     Attributes:
         created_at: when this process began to serve, in Unix seconds.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
+        fetches: operations that wait for a checkpoint's files.
         draining: the server is stopping; it accepts no more work.
     """
 
@@ -47,6 +48,7 @@ class Services:
     rates: Rates = field(default_factory=Rates)
     metrics: Metrics = field(default_factory=Metrics)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    fetches: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False
 
     @property
@@ -62,3 +64,24 @@ class Services:
         """
         if self.draining:
             raise UnavailableError("the server is stopping")
+
+    def read_now(self) -> set[str]:
+        """Checkpoint folders that work under way reads."""
+        return self.results.folders() | set(self.samples.revisions())
+
+    async def fetch(self, folder: str) -> None:
+        """Have a checkpoint folder here to be read.
+
+        Raises:
+            NotFoundError: it is gone.
+            DamagedError: it is not what was saved.
+            UnavailableError: the store of objects does not answer, or the disk is full.
+        """
+        store = self.catalog.store
+        if store.is_here(folder):
+            return
+        try:
+            await asyncio.to_thread(store.fetch, folder)
+            await asyncio.to_thread(store.trim, self.read_now() | {folder})
+        except OSError as error:
+            raise UnavailableError(f"the files of a checkpoint cannot be fetched: {error.strerror}") from error

@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from pathlib import Path
 from time import time
 
 from sqlalchemy import Connection
@@ -19,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from mint.server.operations.kinds import REPLAYED
 from mint.server.services import Services
 from mint.store import checkpoints, files
+from mint.store.objects import CheckpointStore
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ async def _delete_unread(services: Services) -> None:
         return checkpoints.deletable(connection, REPLAYED, services.samples.revisions(), BATCH)
 
     while folders := await services.database.transaction(find):
-        await asyncio.to_thread(_delete, services.catalog.checkpoint_dir, folders)
+        await asyncio.to_thread(_delete, services.catalog.store, folders)
         await services.database.transaction(partial(checkpoints.deleted, directories=folders))
 
 
@@ -77,11 +77,11 @@ async def sweep_orphans(services: Services, before: float) -> int:
 
     A save leaves one that ended in an error, or when the server was killed after it.
     """
-    root, removed = services.catalog.checkpoint_dir, 0
-    names = await asyncio.to_thread(lambda: list(files.older_than(root, before)))
+    store, removed = services.catalog.store, 0
+    names = await asyncio.to_thread(lambda: list(store.older_than(before)))
     for start in range(0, len(names), BATCH):
         orphans = await services.database.transaction(partial(_orphans, names[start : start + BATCH]))
-        await asyncio.to_thread(_delete, root, orphans)
+        await asyncio.to_thread(_delete, store, orphans)
         removed += len(orphans)
     return removed
 
@@ -95,6 +95,6 @@ def _orphans(names: list[str], connection: Connection) -> list[str]:
     return orphans + [name for name in whole if name not in known]
 
 
-def _delete(root: Path, names: list[str]) -> None:
+def _delete(store: CheckpointStore, names: list[str]) -> None:
     for name in names:
-        files.remove(root, name)
+        store.remove(name)

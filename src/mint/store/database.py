@@ -11,15 +11,17 @@ import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from secrets import token_hex
 from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, select, text
 from sqlalchemy.exc import DBAPIError
 
 from mint.config import Durability
 from mint.store.dialects import DatabaseTakenError, dialect
+from mint.store.schema import deployment
 
 T = TypeVar("T")
 
@@ -35,6 +37,7 @@ class Database:
         serving: keep other servers off it; see `mint.store.dialects`.
 
     Attributes:
+        deployment_id: of the folders that this database knows; None where it is not `serving`.
         on_return: called, on the database's thread, when a connection that was lost is there again. A transaction that
             was being committed then may stand although it has raised.
         on_taken: called likewise when another server has taken over meanwhile; nothing is written from then on.
@@ -49,6 +52,7 @@ class Database:
         self._dialect = dialect(url, durability)
         self._engine = self._dialect.engine
         self._lost = False
+        self.deployment_id: str | None = None
         self.on_return: Callable[[], object] = lambda: None
         self.on_taken: Callable[[], object] = lambda: None
         self._connection = self._engine.connect()
@@ -57,7 +61,7 @@ class Database:
                 self._dialect.lock(self._connection)
             self._migrate()
             if serving:
-                self._dialect.claim(self._connection)
+                self._claim()
         except BaseException:
             self._connection.close()
             self._engine.dispose()
@@ -128,6 +132,16 @@ class Database:
             config.attributes["connection"] = self._connection
             command.upgrade(config, "head")
         self._dialect.lock_schema(self._connection, wanted=False)
+
+    def _claim(self) -> None:
+        """Write down that this server is the one that works here now."""
+        server_id = token_hex(16)
+        with self._connection.begin():
+            self.deployment_id = self._connection.scalar(select(deployment.c.deployment_id)) or token_hex(16)
+            self._connection.execute(deployment.delete())
+            row = {"deployment_id": self.deployment_id, "server_id": server_id}
+            self._connection.execute(deployment.insert(), row)
+        self._dialect.locked_by(server_id)
 
 
 def _size(connection: Connection) -> int:

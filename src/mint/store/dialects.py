@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from secrets import token_hex
 from sqlite3 import SQLITE_BUSY_SNAPSHOT
 from sqlite3 import Connection as SQLiteConnection
 from typing import Any, Protocol
@@ -12,7 +11,6 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, InternalEr
 
 from mint.config import Durability
 from mint.errors import MintError
-from mint.store.schema import serving
 
 UNAVAILABLE = (OperationalError, InterfaceError, InternalError)
 """The database does not take it now, and may later: it is locked, full, gone, read-only for a while."""
@@ -34,8 +32,8 @@ class Dialect(Protocol):
         """Keep other servers off the database for as long as it is open."""
         ...
 
-    def claim(self, connection: Connection) -> None:
-        """Write down that this server is the one that works here now."""
+    def locked_by(self, server_id: str) -> None:
+        """The server that has the lock is written down under this id."""
         ...
 
     def lock_schema(self, connection: Connection, *, wanted: bool) -> None:
@@ -96,7 +94,7 @@ class SQLite:
     def lock(self, connection: Connection) -> None:
         """See `Dialect`."""
 
-    def claim(self, connection: Connection) -> None:
+    def locked_by(self, server_id: str) -> None:
         """See `Dialect`."""
 
     def lock_schema(self, connection: Connection, *, wanted: bool) -> None:
@@ -135,7 +133,7 @@ class PostgreSQL:
     """A database on a server. Transactions behave as if there were no others at the same time.
 
     The lock belongs to the connection that writes, so that nothing is written without it. When the connection was lost
-    and comes again, the row in `serving` says whether another server has been here meanwhile: then this one has been
+    and comes again, the row in `deployment` says whether another server has been here meanwhile: then this one has been
     overtaken, and must not write any more, whatever it still has in its hands.
     """
 
@@ -175,12 +173,8 @@ class PostgreSQL:
             if not connection.execute(text(f"SELECT pg_try_advisory_lock({SERVER_LOCK})")).scalar_one():
                 raise DatabaseTakenError("another `mint serve` works on this database; give this one its own")
 
-    def claim(self, connection: Connection) -> None:
+    def locked_by(self, server_id: str) -> None:
         """See `Dialect`."""
-        server_id = token_hex(16)
-        with connection.begin():
-            connection.execute(serving.delete())
-            connection.execute(serving.insert().values(server_id=server_id))
         self._server_id = server_id
 
     @staticmethod
@@ -193,7 +187,7 @@ class PostgreSQL:
         """
         locked = connection.execute(f"SELECT pg_try_advisory_lock({SERVER_LOCK})").fetchone()[0]
         connection.commit()  # what is read next is of a time when the lock is ours
-        if connection.execute("SELECT server_id FROM serving").fetchone() != (server_id,):
+        if connection.execute("SELECT server_id FROM deployment").fetchone() != (server_id,):
             raise DatabaseTakenError("another `mint serve` has taken this database over")
         if not locked:
             raise OperationalError("pg_try_advisory_lock", {}, Exception("this server's lock is still held"))

@@ -42,17 +42,19 @@ def commit(root: Path, name: str) -> None:
     if final.exists():  # the last process was killed between this and the commit of the row
         rmtree(staged, ignore_errors=True)
     else:
-        _write_manifest(staged)
+        write_manifest(staged)
         staged.rename(final)
-    _sync(root)
+    sync(root)
 
 
-def _write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path) -> dict[str, FileEntry]:
+    """Say, beside a folder's files, what they are; returns that."""
     entries = {path.name: _entry(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     document = {"files": {name: asdict(entry) for name, entry in entries.items()}}
     (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
-    _sync(folder / MANIFEST)
-    _sync(folder)
+    sync(folder / MANIFEST)
+    sync(folder)
+    return entries
 
 
 def _entry(path: Path) -> FileEntry:
@@ -61,7 +63,8 @@ def _entry(path: Path) -> FileEntry:
         return FileEntry(os.fstat(file.fileno()).st_size, digest.hexdigest())
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Flush a file, or a folder's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -371,5 +371,10 @@ Index(
 )
 
 
-serving = Table("serving", metadata, Column("server_id", String, primary_key=True))
-"""One row: the server that works on this database, or did last. PostgreSQL's only; a file has a lock beside it."""
+deployment = Table(
+    "deployment",
+    metadata,
+    Column("deployment_id", String, primary_key=True),
+    Column("server_id", String, nullable=False),
+)
+"""One row: what the folders that this database knows are marked with, and the server that began to work on it last."""

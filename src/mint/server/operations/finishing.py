@@ -18,7 +18,7 @@ from mint.errors import SERVER_FAULT, MintError
 from mint.server.accounting import accounted, measured
 from mint.server.operations.kind import Completion, Kind
 from mint.server.services import Services
-from mint.store import files, journal
+from mint.store import journal
 from mint.store.dialects import UNAVAILABLE
 from mint.store.schema import Operation, Status
 from mint.store.usage import TOKENS
@@ -68,8 +68,9 @@ async def fail(services: Services, operation: Operation, error: MintError) -> No
 async def _complete(services: Services, kind: Kind[R], operation: Operation, request: R, result: Result) -> Completion:
     try:
         if kind.saves:  # files are hashed, which would hold up everyone else
-            loop, folder = asyncio.get_running_loop(), services.catalog.checkpoint_dir
-            await loop.run_in_executor(COMMITS, files.commit, folder, operation.request_id)
+            loop, store = asyncio.get_running_loop(), services.catalog.store
+            await loop.run_in_executor(COMMITS, store.commit, operation.request_id)
+            await loop.run_in_executor(COMMITS, store.trim, services.read_now())
         return kind.finish(services.catalog, operation, request, result)
     except OSError as error:
         logger.exception("operation %s could not be finished", operation.request_id)

@@ -97,12 +97,18 @@ class ServerJournal:
         spent = frozenset(number for number in done if number > next_seq_id)
         # each by itself: a long history lets others plan in between, and the server end
         changing = (o for o in finished if o.status == Status.DONE and KINDS[o.kind].replayed)
-        commands = [(await aside(True, _again, self._catalog, operation))[1] for operation in changing]
+        commands = [await self._command(operation) for operation in changing]
         replayed = [each for each in commands if not (isinstance(each, ForwardBackward) and each.forward_only)]
         if snapshot is not None:
             folder = self._snapshot_dir / snapshot.directory
             replayed = [RestoreRun(run_id, folder, with_optimizer=True), *replayed]
         return History(next_seq_id, tuple(replayed), spent)
+
+    async def _command(self, operation: Operation) -> Command:
+        if operation.directory is not None and not self._catalog.store.is_here(operation.directory):
+            await asyncio.to_thread(self._catalog.store.fetch, operation.directory)
+        _, command = await aside(True, _again, self._catalog, operation)
+        return command
 
     def _read(self, connection: Connection, run_id: str) -> tuple[RunSnapshot | None, list[Operation]]:
         snapshot = repository.find(connection, RunSnapshot, run_id=run_id)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import replace
@@ -17,7 +18,7 @@ from sqlalchemy import Connection
 from mint.dispatch.sample_queue import SampleTicket
 from mint.dispatch.streams import Ticket
 from mint.engine.core import Command, Result, Sample
-from mint.errors import BadRequestError, BusyError, MintError, PermissionDeniedError
+from mint.errors import SERVER_FAULT, BadRequestError, BusyError, MintError, PermissionDeniedError
 from mint.observability.logs import begin, bind
 from mint.server import limits
 from mint.server.operations import finishing
@@ -29,6 +30,8 @@ from mint.store.keys import Key
 from mint.store.schema import Operation, Run, Status
 from mint.wire.numbering import numbering
 from mint.wire.passes import JSON
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -181,10 +184,36 @@ def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R
         begin(request_id=operation.request_id, run_id=operation.stream, owner=operation.owner)
         await finishing.finish(services, kind, operation, request, command, outcome)
 
+    def send() -> None:
+        what = operation.request_id, operation.seq_id, operation.facts["model"]
+        if isinstance(command, Sample):
+            services.presence.beat(operation.client)
+            services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.client))
+        else:
+            services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
+
     services.results.expect(operation)
-    what = operation.request_id, operation.seq_id, operation.facts["model"]
-    if isinstance(command, Sample):
-        services.presence.beat(operation.client)
-        services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.client))
+    if operation.directory is None or services.catalog.store.is_here(operation.directory):
+        send()
     else:
-        services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
+        fetching = asyncio.create_task(_fetch(services, operation, send, finish))
+        services.fetches.add(fetching)
+        fetching.add_done_callback(services.fetches.discard)
+
+
+async def _fetch(
+    services: Services,
+    operation: Operation,
+    send: Callable[[], None],
+    finish: Callable[[Result | MintError], Awaitable[None]],
+) -> None:
+    """Send an operation once the checkpoint that it reads is here; those of its run that come after it wait too."""
+    assert operation.directory is not None
+    try:
+        await services.fetch(operation.directory)
+    except Exception as error:
+        logger.exception("operation %s cannot read its checkpoint", operation.request_id)
+        await finish(error if isinstance(error, MintError) else MintError(SERVER_FAULT))
+        services.dispatcher.skip(operation.stream, operation.seq_id)
+    else:
+        send()
