@@ -12,6 +12,7 @@ from pathlib import Path
 import uvloop
 
 from mint.cli import serve
+from mint.cli.holding import held
 from mint.config import ModelSource, ServerConfig
 from mint.server import sweeper
 from mint.tiny import NAME, model_path
@@ -28,7 +29,6 @@ def main() -> None:
     arguments = parser.parse_args()
     sweeper.SWEEP_SECONDS, sweeper.FORGET_EVERY = SWEEP_SECONDS, 1
     serve.console.quiet = True
-    listener = serve._listen("127.0.0.1", arguments.port)
     config = ServerConfig(
         data_dir=arguments.data_dir,
         models=(ModelSource(NAME, str(model_path())),),
@@ -39,8 +39,8 @@ def main() -> None:
         answers_kept_seconds=ANSWERS_KEPT,
         sessions_kept_seconds=SESSIONS_KEPT,
     )
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(serve._run(config, listener))
+    with held(config) as mine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(serve._run(mine))
 
 
 if __name__ == "__main__":

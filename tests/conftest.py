@@ -2,9 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from secrets import token_hex
 
 import pytest
+
+from . import postgres, s3
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[postgres.Cluster]:
+    """A PostgreSQL server; tests that need one are skipped where it is not installed."""
+    with postgres.cluster() as running:
+        yield running or pytest.skip(postgres.ABSENT)
+
+
+@pytest.fixture(scope="session")
+def s3_variables() -> Iterator[dict[str, str]]:
+    """The environment of clients of an S3 server."""
+    with s3.server() as variables:
+        yield variables
+
+
+@pytest.fixture
+def s3_url(s3_variables: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str:
+    """A place in it that nobody else uses."""
+    for name, value in s3_variables.items():
+        monkeypatch.setenv(name, value)
+    return f"s3://mint/{token_hex(4)}"
+
+
+@pytest.fixture
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Of a new database, of the kind that the test asks for by `indirect`: "sqlite" or "postgresql"."""
+    if getattr(request, "param", "sqlite") == "sqlite":
+        return f"sqlite:///{tmp_path / 'mint.db'}"
+    cluster: postgres.Cluster = request.getfixturevalue("cluster")
+    return cluster.database()
 
 
 @pytest.fixture(scope="session")

@@ -6,11 +6,20 @@ Everyone may import this module; it imports none of ours.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal
 
 Device = Literal["auto", "cpu", "cuda"]
 DType = Literal["auto", "float32", "bfloat16"]
+
+
+class Durability(StrEnum):
+    """What everything that was acknowledged survives: the death of any process, or also a loss of power."""
+
+    PROCESS = "process"
+    POWER = "power"
+
 
 DEFAULT_PORT = 8000
 DEFAULT_DATA_DIR = Path("~/.mint/data")
@@ -69,6 +78,10 @@ class ServerConfig:
     """What `mint serve` runs with.
 
     Attributes:
+        database_url: of PostgreSQL; None is SQLite in the data folder.
+        durability: what is promised of the database; checkpoints and snapshots are always flushed to the disk.
+        checkpoint_store: URL of an object store that checkpoints are kept in; None is the data folder.
+        checkpoint_cache_bytes: of checkpoints of an object store that are also on this disk.
         api_keys: keys that may talk to this server besides those in its database; each is a tenant of its own.
         admin_keys: as `api_keys`, of those who run the server.
         jwt_auth: has the SDK exchange its key for a token that lives for an hour.
@@ -95,6 +108,9 @@ class ServerConfig:
     host: str = "127.0.0.1"
     port: int = DEFAULT_PORT
     database_url: str | None = None
+    durability: Durability = Durability.PROCESS
+    checkpoint_store: str | None = None
+    checkpoint_cache_bytes: int = 20 << 30
     long_poll_seconds: float = 25.0
     gap_seconds: float = 300.0
     snapshot_seconds: float = 10.0
@@ -107,7 +123,7 @@ class ServerConfig:
 
     @property
     def checkpoint_dir(self) -> Path:
-        """Where checkpoints are committed."""
+        """Where checkpoints are written, and committed ones read."""
         return self.data_dir / "checkpoints"
 
     @property

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from mint.cli.holding import held
 from mint.cli.main import app
-from mint.cli.serve import _has_keys
+from mint.config import ServerConfig
+from mint.errors import MintError
 from mint.server.auth import digest_of, own_tenant
 from mint.store import audit, keys
 from mint.store.database import Database
@@ -99,10 +101,33 @@ def test_listing_and_revoking_make_no_folder(tmp_path: Path) -> None:
 
 
 def test_a_server_may_face_the_world_once_there_is_a_key(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    assert not _has_keys(folder)
-    assert not folder.exists()
+    config = ServerConfig(data_dir=tmp_path / "data", models=(), host="0.0.0.0", port=0)
+
+    def held_without_key() -> bool:
+        with held(config) as mine:
+            mine.database.close()
+            mine.listener.close()
+            return mine.config.admin_keys == ()
+
+    with pytest.raises(MintError, match="mint keys create"):
+        held_without_key()
+    assert not config.data_dir.exists()
     mint(tmp_path, "create")
-    assert _has_keys(folder)
+    assert held_without_key()
     mint(tmp_path, "revoke", "1")
-    assert not _has_keys(folder)
+    with pytest.raises(MintError, match="mint keys create"):
+        held_without_key()
+    assert not (config.data_dir / "local_key").exists()
+
+
+def test_the_database_is_not_opened_while_another_server_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mint(tmp_path, "create")
+    config = ServerConfig(data_dir=tmp_path / "data", models=(), host="0.0.0.0", port=0)
+    with held(config) as mine:
+        mine.listener.close()
+        monkeypatch.setattr("mint.server.app.open_database", lambda _: pytest.fail("it was opened"))
+        with pytest.raises(OSError, match="in use by another"), held(config):
+            pass
+        mine.database.close()

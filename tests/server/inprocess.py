@@ -147,10 +147,17 @@ class World:
 
 Serve = Callable[..., Any]
 
+ON_BOTH = pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+"""Of tests whose servers are to work on either database."""
+
 
 @pytest.fixture
-def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
-    """`async with serve() as world`: an application over a folder of its own, or over the one that is given."""
+def serve(database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
+    """`async with serve() as world`: an application over a folder of its own, or over the one that is given.
+
+    Its database is in that folder, unless the test is run `ON_BOTH`.
+    """
+    url = database_url if database_url.startswith("postgresql") else None
 
     @asynccontextmanager
     async def start(folder: Path = tmp_path / "data", paused: bool = False, **settings: Any) -> AsyncIterator[World]:
@@ -162,7 +169,12 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Serve:
 
         monkeypatch.setattr(fleet.LocalWorker, "start", start_worker)
         # a gap is never given up here: what waits for one fails its test
-        defaults = {"models": (ModelSource(MODEL, "/nowhere"),), "gap_seconds": 3600.0, "long_poll_seconds": 20.0}
+        defaults = {
+            "models": (ModelSource(MODEL, "/nowhere"),),
+            "database_url": url,
+            "gap_seconds": 3600.0,
+            "long_poll_seconds": 20.0,
+        }
         config = ServerConfig(
             **{"data_dir": folder, "api_keys": (ALICE, BOB), "admin_keys": (ADMIN,), **defaults, **settings}
         )

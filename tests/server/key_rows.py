@@ -23,7 +23,8 @@ async def add(world: World, key: str, owner: str = "lab", **fields: Any) -> tupl
 
 async def beside(world: World, work: Any) -> Any:
     """A transaction as another process has it."""
-    database = Database.at(world.services.config.data_dir / "mint.db")
+    config = world.services.config
+    database = Database(config.database_url or f"sqlite:///{config.data_dir / 'mint.db'}")
     try:
         return await database.transaction(work)
     finally:

@@ -6,7 +6,7 @@ from typing import Any
 
 from mint.server.sweeper import sweep
 
-from .inprocess import MODEL, Api, Serve, World, play
+from .inprocess import MODEL, ON_BOTH, Api, Serve, World, play
 from .test_checkpoints import SAMPLE, folders, listed, saved, status, url
 
 KEY = {"X-Idempotency-Key": "11111111-1111-4111-8111-111111111111"}
@@ -25,6 +25,7 @@ async def loads(api: Api, path: str) -> dict[str, Any]:
     return answer
 
 
+@ON_BOTH
 def test_a_copy_has_its_own_name_owner_and_life(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -45,6 +46,7 @@ def test_a_copy_has_its_own_name_owner_and_life(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_deleting_one_name_of_files_that_are_read_is_no_harm(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -63,6 +65,7 @@ def test_deleting_one_name_of_files_that_are_read_is_no_harm(serve: Serve) -> No
     play(scene)
 
 
+@ON_BOTH
 def test_a_retry_is_answered_what_the_first_try_was(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -83,6 +86,7 @@ def test_a_retry_is_answered_what_the_first_try_was(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_a_copy_into_a_session_is_one_of_its_runs_and_cannot_be_trained(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -110,6 +114,7 @@ def _lora() -> dict[str, Any]:
     return {"base_model": MODEL, "lora_config": {"rank": 4}}
 
 
+@ON_BOTH
 def test_copies_that_are_refused(serve: Serve) -> None:
     async def refused(world: World, code: int, field: str, **body: Any) -> None:
         response = await world.alice.post("copy_weights", body)

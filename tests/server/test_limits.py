@@ -15,7 +15,7 @@ from mint.server.limits import Rates
 from mint.store.keys import Key, Role
 from mint.store.schema import sessions
 
-from .inprocess import MODEL, Api, Serve, World, datum, play
+from .inprocess import MODEL, ON_BOTH, Api, Serve, World, datum, play
 from .key_rows import add, beside
 
 KEY = "sk-limited-key"
@@ -51,6 +51,7 @@ def test_a_bucket_fills_at_its_rate(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [wait(slow) for _ in range(2)] == [None, 10.0]
 
 
+@ON_BOTH
 def test_requests_per_second_do_not_count_what_clients_ask_by_themselves(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -75,6 +76,7 @@ def test_requests_per_second_do_not_count_what_clients_ask_by_themselves(serve: 
     play(scene)
 
 
+@ON_BOTH
 def test_live_runs_are_those_of_open_sessions_that_are_heard_of(serve: Serve) -> None:
     async def refused(api: Api, session: str) -> tuple[int, str, str]:
         body = {"session_id": session, "model_seq_id": 9, "base_model": MODEL, "lora_config": {"rank": 4}}
@@ -109,6 +111,7 @@ def test_live_runs_are_those_of_open_sessions_that_are_heard_of(serve: Serve) ->
     play(scene)
 
 
+@ON_BOTH
 def test_stored_bytes_are_those_of_checkpoints(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -141,6 +144,7 @@ def queue_full(response: httpx.Response) -> bool:
     return True
 
 
+@ON_BOTH
 def test_the_queue_takes_what_it_may_and_the_rest_later(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -167,6 +171,7 @@ def test_the_queue_takes_what_it_may_and_the_rest_later(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_many_at_once_do_not_pass_the_limit(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -182,6 +187,7 @@ def test_many_at_once_do_not_pass_the_limit(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_a_call_in_chunks_gets_through_a_short_queue(serve: Serve) -> None:
     """The SDK sends the first chunk last, and repeats what was refused."""
 

@@ -10,7 +10,7 @@ import pytest
 from mint.server import services
 from mint.server.auth import digest_of, own_tenant
 
-from .inprocess import MODEL, Api, Serve, play
+from .inprocess import MODEL, ON_BOTH, Api, Serve, play
 from .test_checkpoints import saved
 
 
@@ -20,6 +20,7 @@ async def get(api: Api, path: str) -> Any:
     return response.json()
 
 
+@ON_BOTH
 def test_pages_of_runs(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -43,6 +44,7 @@ def test_pages_of_runs(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_pages_of_checkpoints(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -58,6 +60,7 @@ def test_pages_of_checkpoints(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_what_is_told_of_a_run(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -94,6 +97,7 @@ def test_what_is_told_of_a_run(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_a_run_that_could_not_be_made_is_corrupted(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     from mint.errors import MintError
 
@@ -109,6 +113,7 @@ def test_a_run_that_could_not_be_made_is_corrupted(serve: Serve, monkeypatch: py
     play(scene)
 
 
+@ON_BOTH
 def test_sessions_and_projects(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -142,6 +147,7 @@ def test_sessions_and_projects(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_storage_by_project(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -165,6 +171,7 @@ def test_storage_by_project(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_search(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -213,6 +220,7 @@ def test_search(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_pages_of_search(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -231,6 +239,7 @@ def test_pages_of_search(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_what_search_tells_of_a_session(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -274,6 +283,7 @@ def test_what_search_tells_of_a_session(serve: Serve) -> None:
         ({"cursor": {}}, "cursor.last_session_id"),
     ],
 )
+@ON_BOTH
 def test_a_search_that_is_refused(serve: Serve, body: dict[str, Any], field: str) -> None:
     async def scene() -> None:
         async with serve() as world:

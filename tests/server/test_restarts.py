@@ -19,7 +19,7 @@ from mint.store import files, repository
 from mint.store.schema import RunSnapshot, operations
 from tests.dispatch.fakes import FakeWorker
 
-from .inprocess import MODEL, Serve, World, datum, play
+from .inprocess import MODEL, ON_BOTH, Serve, World, datum, play
 
 
 def killed(folder: Path) -> Path:
@@ -107,6 +107,7 @@ def test_what_can_no_longer_be_done_fails_and_is_passed_over(serve: Serve, tmp_p
     play(scene)
 
 
+@ON_BOTH
 def test_a_run_comes_back_when_it_is_used_and_not_before(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -123,6 +124,7 @@ def test_a_run_comes_back_when_it_is_used_and_not_before(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_a_finished_result_is_still_there(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -136,6 +138,7 @@ def test_a_finished_result_is_still_there(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_refused_and_missing_numbers_stay_so(serve: Serve) -> None:
     async def scene() -> None:
         async with serve(gap_seconds=0.05) as world:
@@ -171,6 +174,7 @@ def test_numbers_that_were_waiting_for_one_that_is_missing(serve: Serve, tmp_pat
     play(scene)
 
 
+@ON_BOTH
 def test_only_what_changes_a_run_is_replayed(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -312,6 +316,7 @@ def test_what_is_pending_for_a_model_waits_until_that_is_served_again(serve: Ser
     play(scene)
 
 
+@ON_BOTH
 def test_a_database_that_refuses_for_a_while_loses_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -360,6 +365,7 @@ def test_a_database_that_refuses_for_good_does_not_keep_the_server_from_stopping
     play(scene)
 
 
+@ON_BOTH
 def test_rows_that_do_not_fit_fail_the_operation(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -377,6 +383,7 @@ def test_rows_that_do_not_fit_fail_the_operation(serve: Serve, monkeypatch: pyte
     play(scene)
 
 
+@ON_BOTH
 def test_a_stop_while_long_polls_are_open(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:

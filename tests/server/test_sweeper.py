@@ -12,10 +12,11 @@ import pytest
 from mint.engine.core import Revision, Sample, SamplingParams
 from mint.server.sweeper import sweep, sweep_orphans
 
-from .inprocess import MODEL, Serve, play
+from .inprocess import MODEL, ON_BOTH, Serve, play
 from .test_checkpoints import SAMPLE, folders, listed, passing, saved, status, url
 
 
+@ON_BOTH
 def test_the_sweeper_deletes_what_has_expired_once_nobody_reads_it(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,6 +100,7 @@ def test_a_run_is_rebuilt_from_a_checkpoint_that_was_deleted(serve: Serve, tmp_p
     play(scene)
 
 
+@ON_BOTH
 def test_files_outlive_their_rows_and_not_the_next_sweep(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
     """A disk that refuses, or a kill, between the rows and the files leaves work for the next round."""
 
@@ -122,6 +124,7 @@ def test_files_outlive_their_rows_and_not_the_next_sweep(serve: Serve, monkeypat
     play(scene)
 
 
+@ON_BOTH
 def test_folders_that_no_row_knows_are_found(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
@@ -148,6 +151,7 @@ def test_folders_that_no_row_knows_are_found(serve: Serve) -> None:
     play(scene)
 
 
+@ON_BOTH
 def test_sessions_that_ended_leave_no_revisions(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:

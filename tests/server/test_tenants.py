@@ -9,9 +9,10 @@ import pytest
 from mint.errors import MintError
 from mint.server.auth import generate_key, given_key, secret_of
 
-from .inprocess import Serve, play
+from .inprocess import ON_BOTH, Serve, play
 
 
+@ON_BOTH
 def test_both_forms_of_a_key_are_one_tenant(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:

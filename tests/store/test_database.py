@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
 import subprocess
 import sys
 from pathlib import Path
@@ -12,10 +11,10 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, inspect
+from sqlalchemy import Connection, NullPool, create_engine, inspect
 from sqlalchemy.exc import IntegrityError
 
-from mint.store import database as module
+from mint.errors import MintError
 from mint.store import journal, repository
 from mint.store.database import Database
 from mint.store.schema import Session, metadata
@@ -31,19 +30,18 @@ def test_the_migrations_make_the_schema(database: Database) -> None:
     assert asyncio.run(database.transaction(differences)) == []
 
 
-def test_opening_again_changes_nothing(tmp_path: Path) -> None:
+def test_opening_again_changes_nothing(database_url: str) -> None:
     for name in ("first", "second"):
-        opened = Database.at(tmp_path / "mint.db")
+        opened = Database(database_url)
         asyncio.run(opened.transaction(lambda c, name=name: repository.insert(c, session(session_id=name))))
         opened.close()
-    opened = Database.at(tmp_path / "mint.db")
+    opened = Database(database_url)
     for name in ("first", "second"):
         assert asyncio.run(opened.transaction(lambda c, name=name: repository.find(c, Session, session_id=name)))
     opened.close()
 
 
-def test_a_migration_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = tmp_path / "mint.db"
+def test_a_migration_is_all_or_nothing(empty_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     stamp = "alembic.runtime.migration.HeadMaintainer.update_to_step"
 
     def killed(*_: object) -> None:
@@ -52,10 +50,10 @@ def test_a_migration_is_all_or_nothing(tmp_path: Path, monkeypatch: pytest.Monke
     with monkeypatch.context() as patch:
         patch.setattr(stamp, killed)
         with pytest.raises(RuntimeError):
-            Database.at(path)
-    tables = inspect(create_engine(f"sqlite:///{path}")).get_table_names()
+            Database(empty_url)
+    tables = inspect(create_engine(empty_url, poolclass=NullPool)).get_table_names()
     assert "operations" not in tables
-    Database.at(path).close()
+    Database(empty_url).close()
 
 
 def test_a_transaction_that_raises_leaves_nothing(transact: Transact[Any]) -> None:
@@ -94,24 +92,25 @@ def test_transactions_of_many_tasks_do_not_mix(database: Database) -> None:
     assert seen == [(step, number) for number in range(50) for step in ("begin", "end")]
 
 
-def test_what_is_committed_survives_a_killed_process(tmp_path: Path) -> None:
+def test_what_is_committed_survives_a_killed_process(database_url: str) -> None:
     program = f"""
 import asyncio, os, signal
-from pathlib import Path
 from mint.store import repository
 from mint.store.database import Database
 from tests.store.rows import session
-database = Database.at(Path({str(tmp_path / "mint.db")!r}))
+database = Database({database_url!r})
 asyncio.run(database.transaction(lambda c: repository.insert(c, session())))
 os.kill(os.getpid(), signal.SIGKILL)
 """
     root = Path(__file__).parents[2]
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False, timeout=60).returncode == -9
-    opened = Database.at(tmp_path / "mint.db")
+    opened = Database(database_url)
     assert asyncio.run(opened.transaction(lambda c: repository.find(c, Session, session_id="s"))) is not None
     opened.close()
 
 
-def test_the_file_is_in_wal_mode(database: Database, tmp_path: Path) -> None:
-    assert sqlite3.connect(tmp_path / "mint.db").execute("PRAGMA journal_mode").fetchone() == ("wal",)
-    assert "journal_mode=WAL" in module.PRAGMAS
+@pytest.mark.parametrize("url", ["nothing", "mysql://u:secret@h/d", "postgresql+asyncpg://u:secret@h/d", ""])
+def test_what_is_no_database_is_refused_without_its_password(url: str) -> None:
+    with pytest.raises(MintError, match="database_url: ") as refused:
+        Database(url)
+    assert "secret" not in str(refused.value)

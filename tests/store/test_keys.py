@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
+from secrets import token_hex
 from time import time
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, text
-from sqlalchemy.exc import IntegrityError, OperationalError
+from sqlalchemy.exc import IntegrityError
 
 from mint.store import audit, keys, usage
 from mint.store.database import Database
+from mint.store.dialects import UNAVAILABLE
 from mint.store.keys import Key, Role
 from mint.store.usage import HOUR, Bucket, Use
 
@@ -63,23 +64,41 @@ def test_whether_any_key_holds(transact: Transact[Any]) -> None:
     assert not transact(keys.any_holds)
 
 
-def test_a_transaction_that_another_process_overtakes_runs_again(tmp_path: Path, database: Database) -> None:
-    other = sqlite3.connect(tmp_path / "mint.db", check_same_thread=False)
+def test_a_transaction_that_another_process_overtakes_runs_again(database_url: str, database: Database) -> None:
+    other = Database(database_url)
     tries = []
 
+    def count(connection: Connection) -> int:
+        return int(connection.execute(text("SELECT count(*) FROM audit_log")).scalar_one())
+
     def read_then_write(connection: Connection) -> int:
-        version = connection.execute(text("SELECT count(*) FROM audit_log")).scalar_one()
+        seen = count(connection)
         if not tries:
-            other.execute("INSERT INTO audit_log (timestamp, event, owner, details) VALUES (1, 'x', 'other', '{}')")
-            other.commit()
-        tries.append(version)
+            asyncio.run(other.transaction(lambda c: (count(c), audit.record(c, "key_create", "other"))))
+        tries.append(seen)
         audit.record(connection, "key_create", "me")
-        return int(version)
+        return seen
 
     assert asyncio.run(database.transaction(read_then_write)) == 1
     assert tries == [0, 1]
     assert len(asyncio.run(database.transaction(lambda c: audit.entries(c, 0, time() + 1)))) == 2
     other.close()
+
+
+def test_keys_that_are_made_at_once_are_all_told(database_url: str) -> None:
+    """Each has a version of its own, which is one more than the highest."""
+
+    def make(opened: Database) -> None:
+        for number in range(10):
+            asyncio.run(opened.transaction(lambda c, number=number: keys.create(c, key(f"{id(opened)}-{number}"))))
+
+    opened = [Database(database_url) for _ in range(3)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(make, opened))
+    made = asyncio.run(opened[0].transaction(keys.all_keys))
+    assert sorted(each.version for each in made) == list(range(1, 31))
+    for each in opened:
+        each.close()
 
 
 def test_the_audit_log_is_asked_by_time_resource_and_owner(transact: Transact[Any]) -> None:
@@ -109,11 +128,17 @@ def test_usage_adds_up_by_the_hour(transact: Transact[Any]) -> None:
     assert transact(lambda c: usage.between(c, 0, HOUR, "b")) == []
 
 
+READ_ONLY = {
+    "sqlite": "PRAGMA query_only = ON",
+    "postgresql": "SET SESSION CHARACTERISTICS AS TRANSACTION READ ONLY",
+}
+
+
 def test_a_database_says_whether_it_can_be_written(database: Database, transact: Transact[Any]) -> None:
     asyncio.run(database.check_writable())
     before = asyncio.run(database.size_bytes())
-    transact(lambda c: audit.record(c, "key_create", "a", note="x" * 100_000))
+    transact(lambda c: audit.record(c, "key_create", "a", note=token_hex(100_000)))  # what is random is not compressed
     assert asyncio.run(database.size_bytes()) > before + 90_000
-    transact(lambda c: c.execute(text("PRAGMA query_only = ON")))
-    with pytest.raises(OperationalError):
+    transact(lambda c: c.execute(text(READ_ONLY[c.dialect.name])))
+    with pytest.raises(UNAVAILABLE):
         asyncio.run(database.check_writable())

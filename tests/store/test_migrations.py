@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, create_engine, select, text
+from sqlalchemy import Connection, NullPool, create_engine, select
 
 from mint.store import database as module
 from mint.store import journal, repository
@@ -23,20 +23,19 @@ SHAPE = "'base', 4, true, true, false"
 BEFORE = "0003_rollout_correction"
 
 
-def migrate(path: Path, way: Callable[[Config, str], None]) -> None:
+def migrate(url: str, way: Callable[[Config, str], None]) -> None:
     """To the version before this one, up or down."""
     config = Config()
     config.set_main_option("script_location", str(Path(module.__file__).parent / "migrations"))
-    with create_engine(f"sqlite:///{path}").begin() as connection:
+    with create_engine(url, poolclass=NullPool).begin() as connection:
         config.attributes["connection"] = connection
         way(config, BEFORE)
 
 
 @pytest.fixture
-def old(tmp_path: Path) -> Path:
+def old(empty_url: str) -> str:
     """A database of the version before checkpoints had kinds: one of each kind, one overwritten, and who reads them."""
-    path = tmp_path / "mint.db"
-    migrate(path, command.upgrade)
+    migrate(empty_url, command.upgrade)
     shape = "base_model, lora_rank, train_attn, train_mlp, train_unembed"
     operation = "request_id, stream, seq_id, owner, kind, status, payload_type, payload, created_at, facts"
     rows = [
@@ -58,14 +57,14 @@ def old(tmp_path: Path) -> Path:
             f"INSERT INTO operations ({operation}) "
             f"VALUES ('r{seq_id}', '{RUN}', {seq_id}, 'me', 'load_weights', 'done', '', '', 1, '{facts}')"
         )
-    with create_engine(f"sqlite:///{path}").begin() as connection:
+    with create_engine(empty_url, poolclass=NullPool).begin() as connection:
         for row in rows:
-            connection.execute(text(row))
-    return path
+            connection.exec_driver_sql(row)
+    return empty_url
 
 
-def test_what_was_there_before_there_were_kinds(old: Path) -> None:
-    database = Database.at(old)
+def test_what_was_there_before_there_were_kinds(old: str) -> None:
+    database = Database(old)
 
     def read(connection: Connection) -> None:
         kinds = {name: repository.find(connection, Checkpoint, checkpoint_id=name).kind for name in "abc"}
@@ -82,7 +81,7 @@ def test_what_was_there_before_there_were_kinds(old: Path) -> None:
     database.close()
 
 
-def test_the_way_back(old: Path) -> None:
-    Database.at(old).close()
+def test_the_way_back(old: str) -> None:
+    Database(old).close()
     migrate(old, command.downgrade)
-    Database.at(old).close()
+    Database(old).close()

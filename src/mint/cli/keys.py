@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 import typer
 
 from mint.cli.durations import DURATIONS, seconds_of
+from mint.cli.options import DatabaseUrl
 from mint.cli.tables import Json, errors, out, show_json, show_table, stop
 from mint.config import DEFAULT_DATA_DIR
+from mint.errors import MintError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
@@ -54,6 +56,7 @@ def create(  # noqa: PLR0913, PLR0917  # the options of a command
     max_stored_bytes: Annotated[int | None, typer.Option(help="Size of all checkpoints.", min=0)] = None,
     requests_per_second: Annotated[float | None, typer.Option(help="Not counting polls.", min=0.001)] = None,
     data_dir: DataDir = DEFAULT_DATA_DIR,
+    database_url: DatabaseUrl = None,
     as_json: Json = False,
 ) -> None:
     """Make a key and print it. It is shown this once: the database has its digest only."""
@@ -82,7 +85,7 @@ def create(  # noqa: PLR0913, PLR0917  # the options of a command
         audit.record(connection, "key_create", key.owner, key_id=key.key_id, role=key.role, note=note, by="mint keys")
         return key
 
-    key = _transaction(data_dir, write, make=True)
+    key = _transaction(data_dir, database_url, write, make=True)
     if as_json:
         show_json({"key": secret, **_public(key)})
         return
@@ -91,11 +94,11 @@ def create(  # noqa: PLR0913, PLR0917  # the options of a command
 
 
 @app.command("list")
-def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> None:
+def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, database_url: DatabaseUrl = None, as_json: Json = False) -> None:
     """Show the keys that were made, ended ones included."""
     from mint.store import keys  # noqa: PLC0415
 
-    found = _transaction(data_dir, keys.all_keys)
+    found = _transaction(data_dir, database_url, keys.all_keys)
     if as_json:
         show_json([_public(key) for key in found])
         return
@@ -112,7 +115,9 @@ def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> No
 
 
 @app.command()
-def revoke(key_id: int, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = False) -> None:
+def revoke(
+    key_id: int, data_dir: DataDir = DEFAULT_DATA_DIR, database_url: DatabaseUrl = None, as_json: Json = False
+) -> None:
     """End a key and its tokens. What its owner has stays."""
     from mint.store import audit, keys  # noqa: PLC0415
 
@@ -122,7 +127,7 @@ def revoke(key_id: int, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = Fa
             audit.record(connection, "key_revoke", key.owner, key_id=key_id, by="mint keys")
         return key
 
-    key = _transaction(data_dir, write)
+    key = _transaction(data_dir, database_url, write)
     if key is None:
         stop(f"there is no key {key_id} that has not been revoked; see `mint keys list`")
     if as_json:
@@ -131,23 +136,24 @@ def revoke(key_id: int, data_dir: DataDir = DEFAULT_DATA_DIR, as_json: Json = Fa
         out.print(f"key {key_id} of {key.owner} is revoked", markup=False)
 
 
-def _transaction(data_dir: Path, work: Callable[[Connection], T], *, make: bool = False) -> T:
-    """Do something to the database of a server, which is made only if that is said."""
+def _transaction(data_dir: Path, database_url: str | None, work: Callable[[Connection], T], *, make: bool = False) -> T:
+    """Do something to the database of a server; one in a folder is made only if that is said."""
     from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
 
     from mint.store.database import Database  # noqa: PLC0415
 
     folder = data_dir.expanduser().resolve()
-    if not make and not (folder / "mint.db").exists():
+    if database_url is None and not make and not (folder / "mint.db").exists():
         stop(f"{folder} is no server's folder: it has no mint.db; name another with --data-dir")
     try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        database = Database.at(folder / "mint.db")
+        if database_url is None:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        database = Database(database_url or f"sqlite:///{folder / 'mint.db'}")
         try:
             return asyncio.run(database.transaction(work))
         finally:
             database.close()
-    except (OSError, SQLAlchemyError) as error:
+    except (OSError, SQLAlchemyError, MintError) as error:
         stop(str(getattr(error, "orig", None) or error))
 
 

@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
-import ipaddress
 import os
 import signal
-import socket
 from contextlib import suppress
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import IO, TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 import uvloop
 from rich.console import Console
 from rich.text import Text
 
-from mint.config import DEFAULT_DATA_DIR, DEFAULT_PORT, Device, DType, EngineConfig, ModelSource, ServerConfig
+from mint.cli.holding import Held, held
+from mint.cli.options import DatabaseUrl
+from mint.config import (
+    DEFAULT_DATA_DIR,
+    DEFAULT_PORT,
+    Device,
+    DType,
+    Durability,
+    EngineConfig,
+    ModelSource,
+    ServerConfig,
+)
 from mint.errors import MintError
 from mint.observability.logs import LogFormat, configure
 from mint.tiny import NAME, model_path
@@ -85,6 +94,19 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     keep_sessions_days: Annotated[
         float, typer.Option(help="How long a client may be silent and find its runs.", min=0)
     ] = ServerConfig.sessions_kept_seconds / 86400,
+    database_url: DatabaseUrl = None,
+    durability: Annotated[
+        Durability, typer.Option(help="What acknowledged work survives: the death of any process, or a loss of power.")
+    ] = ServerConfig.durability,
+    checkpoint_store: Annotated[
+        str | None,
+        typer.Option(
+            envvar="MINT_CHECKPOINT_STORE", help="s3://BUCKET/PREFIX to keep checkpoints in. None is the data folder."
+        ),
+    ] = None,
+    checkpoint_cache_gib: Annotated[
+        float, typer.Option(help="Of such checkpoints, what is kept on this disk as well.", min=0.0, max=1 << 20)
+    ] = ServerConfig.checkpoint_cache_bytes / (1 << 30),
     jwt_auth: Annotated[
         bool, typer.Option("--jwt-auth", help="Have clients exchange their keys for tokens that live for an hour.")
     ] = False,
@@ -93,33 +115,20 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     log_format: Annotated[LogFormat, typer.Option(help="Lines for people, or JSON.")] = LogFormat.TEXT,
 ) -> None:
     """Serve base models: train and sample LoRA adapters on them over HTTP."""
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
-
-    from mint.server.auth import given_key  # noqa: PLC0415
-
     console.quiet = quiet
     configure(log_level.upper(), log_format)
     folder = data_dir.expanduser().resolve()
-    keys = tuple(api_key or ())
-    try:
-        if not keys and not _is_loopback(host):
-            _check_reachable(folder, host)
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock = _lock(folder)
-        listener = _listen(host, port)
-        made = (_local_key(folder),) if not keys and _is_loopback(host) else ()
-        for key in keys:
-            given_key(key)
-    except (OSError, SQLAlchemyError, MintError) as error:
-        _stop(str(getattr(error, "orig", None) or error))
     config = ServerConfig(
         data_dir=folder,
         models=tuple(map(model_source, model or [NAME])),
-        api_keys=keys,
-        admin_keys=made,
+        api_keys=tuple(api_key or ()),
         jwt_auth=jwt_auth,
+        database_url=database_url,
+        durability=durability,
+        checkpoint_store=checkpoint_store,
+        checkpoint_cache_bytes=int(checkpoint_cache_gib * (1 << 30)),
         host=host,
-        port=listener.getsockname()[1],
+        port=port,
         snapshot_seconds=snapshot_seconds,
         answers_kept_seconds=keep_answers_hours * 3600,
         sessions_kept_seconds=keep_sessions_days * 86400,
@@ -135,11 +144,17 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
             dtype=dtype,
         ),
     )
+    _serve(config)
+
+
+def _serve(config: ServerConfig) -> None:
+    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
+
     try:
-        with lock, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_run(config, listener))
-    except MintError as error:
-        _stop(str(error))
+        with held(config) as mine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_run(mine))
+    except (OSError, SQLAlchemyError, MintError) as error:
+        _stop(str(getattr(error, "orig", None) or error))
     except SystemExit:
         _stop("did not start; the log above says why")  # uvicorn's way to say that the application did not
 
@@ -150,13 +165,6 @@ def _stop(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 def model_source(entry: str) -> ModelSource:
     """`NAME` is its own location, but for the built-in model; `NAME=PATH` gives one."""
     name, separator, location = entry.partition("=")
@@ -164,78 +172,7 @@ def model_source(entry: str) -> ModelSource:
     return ModelSource(name, location if separator else default)
 
 
-def _listen(host: str, port: int) -> socket.socket:
-    """Bind at once, so that a taken port is told before a model is loaded.
-
-    Raises:
-        OSError: with a plain message.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    # connections inherit it; without, an answer's body waits up to 40 ms for the client to acknowledge its headers
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        listener.bind((host, port))
-        listener.listen(1024)
-    except OSError as error:
-        listener.close()
-        raise OSError(f"cannot listen on {host}, port {port}: {error.strerror}; choose another with --port") from None
-    return listener
-
-
-def _lock(data_dir: Path) -> IO[str]:
-    """Keep other servers off the folder: two would both carry out what is in its journal.
-
-    Raises:
-        OSError: another process has it.
-    """
-    file = (data_dir / "lock").open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        file.close()
-        raise OSError(f"{data_dir} is in use by another `mint serve`; choose another with --data-dir") from None
-    return file
-
-
-def _check_reachable(data_dir: Path, host: str) -> None:
-    """Whoever other machines can reach needs a key.
-
-    Raises:
-        MintError: `mint keys` has made none that is good now.
-    """
-    if not _has_keys(data_dir):
-        raise MintError(
-            f"{host} can be reached from other machines: give a key with --api-key, make one with `mint keys create`, "
-            "or listen on 127.0.0.1"
-        )
-
-
-def _has_keys(data_dir: Path) -> bool:
-    """Whether `mint keys` has made a key that is good now."""
-    from mint.store import keys  # noqa: PLC0415
-    from mint.store.database import Database  # noqa: PLC0415
-
-    path = data_dir / "mint.db"
-    if not path.exists():
-        return False
-    database = Database.at(path)
-    try:
-        return asyncio.run(database.transaction(keys.any_holds))
-    finally:
-        database.close()
-
-
-def _local_key(data_dir: Path) -> str:
-    """The key made for this data folder, so that what it owns is still its owner's after a restart."""
-    from mint.server.auth import generate_key  # noqa: PLC0415
-    from mint.store.private import read_or_create  # noqa: PLC0415
-
-    return read_or_create(data_dir / "local_key", generate_key)
-
-
-async def _run(config: ServerConfig, listener: socket.socket) -> None:
+async def _run(mine: Held) -> None:
     """Serve until a signal.
 
     Raises:
@@ -245,13 +182,14 @@ async def _run(config: ServerConfig, listener: socket.socket) -> None:
     from mint.server.app import create_app  # noqa: PLC0415
     from mint.server.http import HttpServer  # noqa: PLC0415
 
-    started = perf_counter()
-    app = create_app(config)
+    started, config = perf_counter(), mine.config
+    app = create_app(config, mine.database)
     server = HttpServer(app)
+    mine.database.on_taken = partial(setattr, server, "should_exit", True)
     # uvicorn repeats the signal that it was stopped by to whoever handled it before
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: None)
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    serving = asyncio.create_task(server.serve(sockets=[mine.listener]))
     try:
         with console.status(f"loading {', '.join(source.name for source in config.models)} …"):
             ready = await _startup(app, serving)

@@ -24,7 +24,7 @@ from mint.server.catalog import Catalog
 from mint.server.lifetimes import watch
 from mint.server.openai import routes as openai
 from mint.server.openai.requests import MAX_BODY_BYTES
-from mint.server.operations.recovery import ServerJournal, resume
+from mint.server.operations.recovery import ServerJournal, resume, take_up_lost
 from mint.server.request_log import RequestLog
 from mint.server.results import Results
 from mint.server.routes import (
@@ -52,6 +52,7 @@ from mint.server.tokens import Tokens
 from mint.store import places
 from mint.store.database import Database
 from mint.store.keys import Role
+from mint.store.objects import LocalStore
 
 logger = logging.getLogger(__name__)
 
@@ -61,15 +62,29 @@ WINDOW_PER_BATCH = 1.25
 """Sequences that a worker is sent, by those of its decode batch: some are at hand when others end."""
 
 
-def create_app(config: ServerConfig) -> FastAPI:
-    """The application for a configuration; it opens its database and starts its workers when it is run.
+def open_database(config: ServerConfig) -> Database:
+    """The database of a configuration, for a server alone.
+
+    Raises:
+        SQLAlchemyError: it cannot be opened, or another server has it.
+        MintError: it is none that is supported, or does not keep what is asked of it.
+    """
+    if config.database_url is not None:
+        return Database(config.database_url, durability=config.durability, serving=True)
+    return Database.at(config.data_dir / "mint.db", durability=config.durability, serving=True)
+
+
+def create_app(config: ServerConfig, database: Database | None = None) -> FastAPI:
+    """The application for a configuration; it starts its workers when it is run.
+
+    Without a `database` it opens its own then. Either is closed at the end.
 
     `app.state.startup` is the task that loads the models; it fails with `ModelLoadError` if one cannot be.
     """
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = build(config, _database(config))
+        services = build(config, database or open_database(config))
         app.state.services = services
         try:
             async with running(services) as app.state.startup:
@@ -91,20 +106,16 @@ def create_app(config: ServerConfig) -> FastAPI:
     return app
 
 
-def _database(config: ServerConfig) -> Database:
-    return Database(config.database_url) if config.database_url else Database.at(config.data_dir / "mint.db")
-
-
 @asynccontextmanager
 async def running(services: Services) -> AsyncIterator[asyncio.Task[None]]:
     """What works in the background, as long as the server runs; gives the task that loads the models."""
     startup = asyncio.create_task(_start(services))
-    looking_after = [asyncio.create_task(work(services)) for work in (watch, keep_sweeping)]
+    looking_after = [asyncio.create_task(work(services)) for work in (watch, keep_sweeping, take_up_lost)]
     try:
         yield startup
     finally:
         startup.cancel()
-        for task in looking_after:
+        for task in (*looking_after, *services.fetches):
             task.cancel()
         await services.fleet.close()
         await services.samples.close()
@@ -134,7 +145,8 @@ def build(config: ServerConfig, database: Database) -> Services:
 
 
 async def _start(services: Services) -> None:
-    """Load the models, then take up what the last process left."""
+    """See that the folders are this database's, load the models, then take up what the last process left."""
+    await asyncio.to_thread(_claim, services)
     try:
         await services.fleet.start()
     except WorkerDiedError as error:
@@ -144,3 +156,10 @@ async def _start(services: Services) -> None:
     if count:
         logger.info("%d unfinished operations were queued again", count)
     services.started.set()
+
+
+def _claim(services: Services) -> None:
+    deployment_id, config = services.database.deployment_id, services.config
+    assert deployment_id is not None
+    LocalStore(config.checkpoint_dir).claim(deployment_id)
+    services.catalog.store.claim(deployment_id)

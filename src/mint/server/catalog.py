@@ -9,6 +9,7 @@ from mint.dispatch.fleet import Fleet
 from mint.engine.core import ModelInfo
 from mint.errors import BadRequestError
 from mint.server.losses import Losses
+from mint.store.objects import checkpoint_store
 
 
 class Catalog:
@@ -16,6 +17,7 @@ class Catalog:
 
     def __init__(self, config: ServerConfig, fleet: Fleet) -> None:
         self.checkpoint_dir: Path = config.checkpoint_dir
+        self.store = checkpoint_store(config.checkpoint_dir, config.checkpoint_store, config.checkpoint_cache_bytes)
         self.losses = Losses()
         self._served = [source.name for source in config.models]
         self._fleet = fleet

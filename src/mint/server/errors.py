@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DataError, SQLAlchemyError
 from starlette.exceptions import HTTPException
 from typing_extensions import override
 
@@ -21,10 +21,12 @@ from mint.errors import (
     BadRequestError,
     MintError,
     PermissionDeniedError,
+    UnavailableError,
     shortened,
 )
 from mint.server.services import Services
 from mint.store import audit
+from mint.store.dialects import UNAVAILABLE
 from mint.store.keys import Key
 
 logger = logging.getLogger(__name__)
@@ -43,7 +45,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(MintError, _mint_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_error)
-    app.add_exception_handler(UnicodeEncodeError, _no_unicode)
+    for kind in (UnicodeEncodeError, DataError, *UNAVAILABLE):
+        app.add_exception_handler(kind, _meant)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -86,9 +89,23 @@ async def _note_refusal(request: Request, error: PermissionDeniedError) -> None:
         logger.exception("a refusal could not be written to the audit log")
 
 
-async def _no_unicode(request: Request, _error: Exception) -> ErrorResponse:
-    """JSON can say half a pair of surrogates, which is text that no column of the database takes."""
-    return await _mint_error(request, BadRequestError("has text that is no Unicode: a lone surrogate", field="body"))
+def meant(error: Exception) -> MintError | None:
+    """What an error of a library's says to a client; None if it is a fault of ours."""
+    if isinstance(error, UnicodeEncodeError):
+        # JSON can say half a pair of surrogates, which is text that no column of the database takes
+        return BadRequestError("has text that is no Unicode: a lone surrogate", field="body")
+    if isinstance(error, DataError):
+        return BadRequestError("has a value that the database cannot keep, such as U+0000 in a text", field="body")
+    if isinstance(error, UNAVAILABLE):
+        logger.error("the database does not take it: %s", error.orig)
+        return UnavailableError("the database cannot be used now; send the same again later")
+    return None
+
+
+async def _meant(request: Request, error: Exception) -> ErrorResponse:
+    refused = meant(error)
+    assert refused is not None
+    return await _mint_error(request, refused)
 
 
 def first_problem(error: RequestValidationError) -> tuple[dict[str, Any], str]:

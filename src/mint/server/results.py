@@ -37,6 +37,14 @@ class Results:
         """How many operations are."""
         return len(self._under_way)
 
+    def folders(self) -> set[str]:
+        """Checkpoint folders that operations under way read."""
+        return {entry.operation.directory for entry in self._under_way.values() if entry.operation.directory}
+
+    def expects(self, request_id: str) -> bool:
+        """Whether that operation is under way."""
+        return request_id in self._under_way
+
     def expect(self, operation: Operation) -> None:
         """An operation is on its way to a worker."""
         self._under_way[operation.request_id] = _Entry(operation)

@@ -50,6 +50,7 @@ class Services:
         displaced: runs whose clients' numbers may not be places any more; see `store.places`.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
         interpolating: which folders are read for a sum of checkpoints, by the operation that is under way.
+        fetches: operations that wait for a checkpoint's files.
         draining: the server is stopping; it accepts no more work.
         downloads: checkpoint folders that are being downloaded; the sweeper leaves them alone.
         uploads: owners who are uploading.
@@ -73,6 +74,7 @@ class Services:
     interpolating: dict[str, set[str]] = field(default_factory=dict)
     displaced: set[str] = field(default_factory=set)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    fetches: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False
     downloads: Underway = field(default_factory=Underway)
     uploads: Underway = field(default_factory=Underway)
@@ -90,3 +92,25 @@ class Services:
         """
         if self.draining:
             raise UnavailableError("the server is stopping")
+
+    def read_now(self) -> set[str]:
+        """Checkpoint folders that work under way reads."""
+        sums = set[str]().union(*list(self.interpolating.values()))
+        return {*self.results.folders(), *self.samples.revisions(), *self.downloads, *sums}
+
+    async def fetch(self, folder: str) -> None:
+        """Have a checkpoint folder here to be read.
+
+        Raises:
+            NotFoundError: it is gone.
+            DamagedError: it is not what was saved.
+            UnavailableError: the store of objects does not answer, or the disk is full.
+        """
+        store = self.catalog.store
+        if store.is_here(folder):
+            return
+        try:
+            await asyncio.to_thread(store.fetch, folder)
+            await asyncio.to_thread(store.trim, self.read_now() | {folder})
+        except OSError as error:
+            raise UnavailableError(f"the files of a checkpoint cannot be fetched: {error.strerror}") from error

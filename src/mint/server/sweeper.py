@@ -10,7 +10,6 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from itertools import count
-from pathlib import Path
 from time import time
 
 from sqlalchemy import Connection
@@ -20,6 +19,7 @@ from mint.server.forgetting import forget
 from mint.server.operations.kinds import REPLAYED
 from mint.server.services import Services
 from mint.store import checkpoints, files
+from mint.store.objects import CheckpointStore
 
 logger = logging.getLogger(__name__)
 
@@ -65,12 +65,10 @@ async def end_revisions(services: Services, session_id: str) -> None:
 async def _delete_unread(services: Services) -> None:
     def find(connection: Connection) -> list[str]:
         # of samples that are not journaled, of downloads and of sums, no row says what they read
-        sums = set[str]().union(*list(services.interpolating.values()))
-        held = {*services.samples.revisions(), *services.downloads, *sums}
-        return checkpoints.deletable(connection, REPLAYED, held, BATCH)
+        return checkpoints.deletable(connection, REPLAYED, services.read_now(), BATCH)
 
     while folders := await services.database.transaction(find):
-        await asyncio.to_thread(_delete, services.catalog.checkpoint_dir, folders)
+        await asyncio.to_thread(_delete, services.catalog.store, folders)
         await services.database.transaction(partial(checkpoints.deleted, directories=folders))
 
 
@@ -84,11 +82,11 @@ async def sweep_orphans(services: Services, before: float) -> int:
 
     A save leaves one that ended in an error, or when the server was killed after it.
     """
-    root, removed = services.catalog.checkpoint_dir, 0
-    names = await asyncio.to_thread(lambda: list(files.older_than(root, before)))
+    store, removed = services.catalog.store, 0
+    names = await asyncio.to_thread(lambda: list(store.older_than(before)))
     for start in range(0, len(names), BATCH):
         orphans = await services.database.transaction(partial(_orphans, names[start : start + BATCH]))
-        await asyncio.to_thread(_delete, root, orphans)
+        await asyncio.to_thread(_delete, store, orphans)
         removed += len(orphans)
     return removed
 
@@ -102,6 +100,6 @@ def _orphans(names: list[str], connection: Connection) -> list[str]:
     return orphans + [name for name in whole if name not in known]
 
 
-def _delete(root: Path, names: list[str]) -> None:
+def _delete(store: CheckpointStore, names: list[str]) -> None:
     for name in names:
-        files.remove(root, name)
+        store.remove(name)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, select
 
-from mint.store.schema import Status, checkpoints, heard_of, operations, runs, sessions
+from mint.store.schema import Status, checkpoints, heard_of, operations, runs, sessions, total
 
 
 def live_runs(connection: Connection, owner: str | None, heard_since: float) -> int:
@@ -38,4 +38,4 @@ def stored_bytes(connection: Connection, owner: str) -> int:
     """Of the folders that an owner's checkpoints and revisions name; one that has several names counts once."""
     size = func.max(checkpoints.c.size_bytes).label("size_bytes")
     folders = select(size).where(checkpoints.c.owner == owner).group_by(checkpoints.c.directory).subquery()
-    return int(connection.execute(select(func.coalesce(func.sum(folders.c.size_bytes), 0))).scalar_one())
+    return int(connection.execute(select(total(folders.c.size_bytes))).scalar_one())

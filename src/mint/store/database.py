@@ -7,64 +7,103 @@ thread is all that SQLite lets write, and it keeps the event loop free. A transa
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from sqlite3 import SQLITE_BUSY_SNAPSHOT
-from sqlite3 import Connection as SQLiteConnection
-from typing import Any, TypeVar
+from secrets import token_hex
+from typing import TypeVar
 
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, text
-from sqlalchemy.exc import OperationalError
+from sqlalchemy import Connection, select, text
+from sqlalchemy.exc import DBAPIError
+
+from mint.config import Durability
+from mint.store.dialects import DatabaseTakenError, dialect
+from mint.store.schema import deployment
 
 T = TypeVar("T")
 
-PRAGMAS = (
-    "journal_mode=WAL",
-    # With WAL, NORMAL survives the death of the process at any moment, but a loss of power not always.
-    "synchronous=NORMAL",
-    "foreign_keys=ON",
-    "busy_timeout=10000",
-)
+logger = logging.getLogger(__name__)
 
 
 class Database:
     """An open database.
 
     Args:
-        url: SQLAlchemy URL; SQLite and PostgreSQL are meant.
+        url: SQLAlchemy's, of SQLite or PostgreSQL.
+        durability: what a committed transaction survives.
+        serving: keep other servers off it; see `mint.store.dialects`.
+
+    Attributes:
+        deployment_id: of the folders that this database knows; None where it is not `serving`.
+        on_return: called, on the database's thread, when a connection that was lost is there again. A transaction that
+            was being committed then may stand although it has raised.
+        on_taken: called likewise when another server has taken over meanwhile; nothing is written from then on.
+
+    Raises:
+        DatabaseTakenError: another server has it.
+        SQLAlchemyError: it cannot be opened.
+        MintError: the URL is none of a database that is supported, or the database does not keep what is asked of it.
     """
 
-    def __init__(self, url: str) -> None:
-        self._engine = create_engine(url)
-        if self._engine.dialect.name == "sqlite":
-            event.listen(self._engine, "connect", _prepare)
-            event.listen(self._engine, "begin", _begin)
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
-        _migrate(self._engine)
+    def __init__(self, url: str, *, durability: Durability = Durability.PROCESS, serving: bool = False) -> None:
+        self._dialect = dialect(url, durability)
+        self._engine = self._dialect.engine
+        self._lost = False
+        self.deployment_id: str | None = None
+        self.on_return: Callable[[], object] = lambda: None
+        self.on_taken: Callable[[], object] = lambda: None
         self._connection = self._engine.connect()
+        try:
+            if serving:
+                self._dialect.lock(self._connection)
+            self._migrate()
+            if serving:
+                self._claim()
+        except BaseException:
+            self._connection.close()
+            self._engine.dispose()
+            raise
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="database")
 
     @classmethod
-    def at(cls, path: Path) -> Database:
+    def at(cls, path: Path, *, durability: Durability = Durability.PROCESS, serving: bool = False) -> Database:
         """The embedded database in a file."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        return cls(f"sqlite:///{path}?check_same_thread=false")
+        return cls(f"sqlite:///{path}", durability=durability, serving=serving)
 
     async def transaction(self, work: Callable[[Connection], T]) -> T:
-        """Run `work` in a transaction of its own and return what it returns. It is run again where that is needed."""
+        """Run `work` in a transaction of its own and return what it returns. It is run again where that is needed.
+
+        Raises:
+            SQLAlchemyError: one of `UNAVAILABLE` where the same may succeed later. If it says `connection_invalidated`,
+                the transaction may have been committed all the same.
+        """
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 
     def _run(self, work: Callable[[Connection], T]) -> T:
         while True:
             try:
                 with self._connection.begin():
-                    return work(self._connection)
-            except OperationalError as error:
-                # another process, `mint keys`, wrote between what this transaction read and what it was to write
-                if getattr(error.orig, "sqlite_errorcode", None) != SQLITE_BUSY_SNAPSHOT:
+                    result = work(self._connection)
+            except DatabaseTakenError:
+                self.on_taken()
+                raise
+            except DBAPIError as error:
+                self._lost |= error.connection_invalidated
+                if not self._dialect.overtaken(error):
                     raise
+            else:
+                self._note_return()
+                return result
+
+    def _note_return(self) -> None:
+        if self._lost:
+            self._lost = False
+            logger.warning("the database is there again")
+            self.on_return()
 
     async def check_writable(self) -> None:
         """Write without changing anything.
@@ -84,17 +123,25 @@ class Database:
         self._connection.close()
         self._engine.dispose()
 
+    def _migrate(self) -> None:
+        """Bring the schema to this version's."""
+        config = Config()
+        config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+        self._dialect.lock_schema(self._connection, wanted=True)
+        with self._connection.begin():
+            config.attributes["connection"] = self._connection
+            command.upgrade(config, "head")
+        self._dialect.lock_schema(self._connection, wanted=False)
 
-def _prepare(connection: SQLiteConnection, _record: Any) -> None:
-    # left to itself, the driver begins a transaction only before it writes rows, and so not before it makes tables
-    connection.isolation_level = None
-    for pragma in PRAGMAS:
-        connection.execute(f"PRAGMA {pragma}")
-
-
-def _begin(connection: Connection) -> None:
-    # past SQLAlchemy's own way to execute, which takes longer than many a transaction's work
-    connection.connection.cursor().execute("BEGIN")
+    def _claim(self) -> None:
+        """Write down that this server is the one that works here now."""
+        server_id = token_hex(16)
+        with self._connection.begin():
+            self.deployment_id = self._connection.scalar(select(deployment.c.deployment_id)) or token_hex(16)
+            self._connection.execute(deployment.delete())
+            row = {"deployment_id": self.deployment_id, "server_id": server_id}
+            self._connection.execute(deployment.insert(), row)
+        self._dialect.locked_by(server_id)
 
 
 def _size(connection: Connection) -> int:
@@ -103,12 +150,3 @@ def _size(connection: Connection) -> int:
     else:
         query = "SELECT pg_database_size(current_database())"
     return int(connection.execute(text(query)).scalar_one())
-
-
-def _migrate(engine: Engine) -> None:
-    """Bring the schema to this version's."""
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    with engine.begin() as connection:
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")

@@ -43,17 +43,19 @@ def commit(root: Path, name: str) -> None:
     if final.exists():  # the last process was killed between this and the commit of the row
         rmtree(staged, ignore_errors=True)
     else:
-        _write_manifest(staged)
+        write_manifest(staged)
         staged.rename(final)
     sync(root)
 
 
-def _write_manifest(folder: Path) -> None:
+def write_manifest(folder: Path) -> dict[str, FileEntry]:
+    """Say, beside a folder's files, what they are; returns that."""
     entries = {path.name: _entry(path) for path in sorted(folder.iterdir()) if path.name != MANIFEST}
     document = {"files": {name: asdict(entry) for name, entry in entries.items()}}
     (folder / MANIFEST).write_text(json.dumps(document, indent=2) + "\n")
     sync(folder / MANIFEST)
     sync(folder)
+    return entries
 
 
 def _entry(path: Path) -> FileEntry:

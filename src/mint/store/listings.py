@@ -37,6 +37,7 @@ from mint.store.schema import (
     published,
     runs,
     sessions,
+    total,
 )
 
 T = TypeVar("T")
@@ -121,9 +122,9 @@ def stored_bytes(connection: Connection, owner: str | None, project_id: str | No
         .group_by(sessions.c.project_id, checkpoints.c.owner, checkpoints.c.directory)
         .subquery()
     )
-    groups, total = (folders.c.project_id, folders.c.owner), func.sum(folders.c.size_bytes)
-    query = select(*groups, func.sum(folders.c.names), total).group_by(*groups).order_by(total.desc(), *groups)
-    return [StoredBytes(*row) for row in connection.execute(query)]
+    groups, size_bytes = (folders.c.project_id, folders.c.owner), total(folders.c.size_bytes)
+    query = select(*groups, total(folders.c.names), size_bytes).group_by(*groups)
+    return [StoredBytes(*row) for row in connection.execute(query.order_by(size_bytes.desc(), *groups))]
 
 
 # --- runs ---------------------------------------------------------------------------------------------------
@@ -138,7 +139,9 @@ def runs_of_owner(
         shared = select(checkpoints.c.run_id).where(published, unexpired())
         parts.append(and_(runs.c.owner != owner, runs.c.run_id.in_(shared)))
     if project_id is not None:
-        of_project = and_(sessions.c.session_id == runs.c.session_id, sessions.c.project_id == project_id)
+        # the owner is the same, and is said so that the index of an owner's projects may be used
+        same = and_(sessions.c.session_id == runs.c.session_id, sessions.c.owner == runs.c.owner)
+        of_project = and_(same, sessions.c.project_id == project_id)
         parts = [and_(part, exists().where(of_project)) for part in parts]
     page = _page(connection, Run, [select(runs).where(part) for part in parts], window, ("created_at", "run_id"))
     return Page([view(connection, run, public=run.owner != owner) for run in page.rows], page.total)

@@ -22,7 +22,9 @@ from sqlalchemy import (
     Table,
     UniqueConstraint,
     and_,
+    cast,
     false,
+    func,
     true,
 )
 
@@ -199,6 +201,11 @@ def _partial(name: str, where: ColumnElement[bool], *columns: str) -> Index:
 def heard_of(since: float) -> ColumnElement[bool]:
     """Whether a session is open and its client was heard of since then, in Unix seconds."""
     return and_(sessions.c.finished_at.is_(None), sessions.c.last_heartbeat >= since)
+
+
+def total(column: ColumnElement[int]) -> ColumnElement[int]:
+    """A sum, 0 of nothing. PostgreSQL's of large integers is a decimal number."""
+    return cast(func.coalesce(func.sum(column), 0), BigInteger)
 
 
 named = checkpoints.c.path.is_not(None)
@@ -411,3 +418,12 @@ Index(
 )
 ended = operations.c.finished_at.is_not(None)
 Index("operations_ended", operations.c.finished_at, sqlite_where=ended, postgresql_where=ended)
+
+
+deployment = Table(
+    "deployment",
+    metadata,
+    Column("deployment_id", String, primary_key=True),
+    Column("server_id", String, nullable=False),
+)
+"""One row: what the folders that this database knows are marked with, and the server that began to work on it last."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import ColumnElement, Connection, and_, false, func, or_, select, tuple_
 
 from mint.store.checkpoints import unexpired
-from mint.store.schema import Session, checkpoints, heard_of, named, runs, sessions
+from mint.store.schema import Session, checkpoints, heard_of, named, runs, sessions, total
 
 
 @dataclass(frozen=True)
@@ -86,7 +86,7 @@ def _status(status: StatusFilter, heard_since: float) -> ColumnElement[bool]:
 
 def _view(connection: Connection, session: Session, heard_since: float) -> SessionView:
     query = (
-        select(func.count(), func.coalesce(func.sum(checkpoints.c.size_bytes), 0))
+        select(func.count(), total(checkpoints.c.size_bytes))
         .join(runs, runs.c.run_id == checkpoints.c.run_id)
         .where(runs.c.session_id == session.session_id, named, unexpired())
     )

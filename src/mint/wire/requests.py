@@ -19,7 +19,9 @@ CheckpointName = Annotated[
 ]
 TtlSeconds = Annotated[int, Field(ge=3600, le=3660 * 86400)]
 """From an hour to ten years, as the protocol has it."""
-Metadata = Annotated[dict[str, str], Field(max_length=1000)]
+StoredText = Annotated[str, StringConstraints(pattern=r"^[^\x00]*$")]
+"""U+0000 is no text to PostgreSQL."""
+Metadata = Annotated[dict[StoredText, StoredText], Field(max_length=1000)]
 """What a user notes beside an object; text to text, which is all that the SDK reads back."""
 ProjectId = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 FLOAT32_MAX = 3.4028234663852886e38

@@ -61,9 +61,11 @@ class OpenAIRoute(APIRoute):
             except HTTPException as error:
                 refusal = MintError(str(error.detail))
                 refusal.status = error.status_code
-            except Exception:
-                logger.exception("%s %s failed", request.method, request.url.path)
-                refusal = MintError(SERVER_FAULT)
+            except Exception as error:
+                known = errors.meant(error)
+                if known is None:
+                    logger.exception("%s %s failed", request.method, request.url.path)
+                refusal = known or MintError(SERVER_FAULT)
             return await errors.refusal(request, refusal, error_body(refusal))
 
         return answer

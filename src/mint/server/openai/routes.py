@@ -53,7 +53,7 @@ async def retrieve_model(name: str, services: Ready, owner: Owner) -> dict[str, 
 async def create_completion(request: CompletionRequest, http: Request, services: Ready, owner: Owner) -> Response:
     """Continuations of prompts."""
     services.check_accepting()
-    target = await _target(services, request.model, owner)
+    target = await _target_here(services, request.model, owner)
     tokenizer = await _tokenizer(target)
     prompts = await asyncio.to_thread(completion_prompts, request, target.model, tokenizer)
     commands = await asyncio.to_thread(completion_samples, request, target, prompts)
@@ -72,7 +72,7 @@ async def create_completion(request: CompletionRequest, http: Request, services:
 async def create_chat_completion(request: ChatRequest, http: Request, services: Ready, owner: Owner) -> Response:
     """The next turn of a chat."""
     services.check_accepting()
-    target = await _target(services, request.model, owner)
+    target = await _target_here(services, request.model, owner)
     tokenizer = await _tokenizer(target)
     command, tool_format = await asyncio.to_thread(chat_sample, request, target, tokenizer)
     style = ChatStyle(tokenizer, tool_format, request.logprobs, None if request.parallel_tool_calls else 1)
@@ -83,6 +83,14 @@ async def create_chat_completion(request: ChatRequest, http: Request, services: 
 
 async def _target(services: Services, name: str, owner: str) -> Target:
     return await services.database.transaction(lambda c: find_target(c, services.catalog, name, owner))
+
+
+async def _target_here(services: Services, name: str, owner: str) -> Target:
+    """As `_target`, with the files that a sample reads."""
+    target = await _target(services, name, owner)
+    if target.revision is not None:
+        await services.fetch(target.revision.key)
+    return target
 
 
 async def _tokenizer(target: Target) -> Tokenizer:

@@ -13,7 +13,6 @@ from mint.errors import BadRequestError
 from mint.server import access
 from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, expect
-from mint.store import files
 from mint.store.schema import Operation, Run
 from mint.wire.distillation import DistillationRequest, decode_distillation, distillation_output
 from mint.wire.paths import CheckpointPath
@@ -47,8 +46,8 @@ class ReverseKLPass(Kind[DistillationRequest]):
     def plan(self, catalog: Catalog, operation: Operation, request: DistillationRequest) -> ReverseKL:
         folder: str | None = operation.facts["reference"]
         directory = catalog.checkpoint_dir / folder if folder is not None else None
-        if directory is not None:
-            files.check(directory, str(request.reference_model_path), FIELD)
+        if folder is not None:
+            catalog.store.check(folder, str(request.reference_model_path), FIELD)
         command = ReverseKL(
             request.model_id,
             tuple(ReverseKLDatum(each.student, each.reference, each.targets, each.weights) for each in request.data),

@@ -7,12 +7,11 @@ import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from time import time
 from typing import TypeVar
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from mint.engine.core import Command, Result
 from mint.errors import SERVER_FAULT, MintError
@@ -20,6 +19,8 @@ from mint.server.accounting import accounted, measured
 from mint.server.operations.kind import Completion, Kind
 from mint.server.services import Services
 from mint.store import files, journal
+from mint.store.dialects import UNAVAILABLE
+from mint.store.objects import CheckpointStore
 from mint.store.schema import Operation, Status
 from mint.store.usage import TOKENS
 
@@ -68,17 +69,18 @@ async def fail(services: Services, operation: Operation, error: MintError) -> No
 async def _complete(services: Services, kind: Kind[R], operation: Operation, request: R, result: Result) -> Completion:
     try:
         if kind.saves:  # files are hashed, which would hold up everyone else
-            loop, root = asyncio.get_running_loop(), services.catalog.checkpoint_dir
-            await loop.run_in_executor(COMMITS, _commit, kind, request, root, operation.request_id)
+            loop, store = asyncio.get_running_loop(), services.catalog.store
+            await loop.run_in_executor(COMMITS, _commit, kind, request, store, operation.request_id)
+            await loop.run_in_executor(COMMITS, store.trim, services.read_now())
         return kind.finish(services.catalog, operation, request, result)
     except OSError as error:
         logger.exception("operation %s could not be finished", operation.request_id)
         raise MintError(f"the files could not be put in place: {error.strerror}") from error
 
 
-def _commit(kind: Kind[R], request: R, root: Path, name: str) -> None:
-    kind.seal(root / f"{name}{files.STAGED}", request)
-    files.commit(root, name)
+def _commit(kind: Kind[R], request: R, store: CheckpointStore, name: str) -> None:
+    kind.seal(store.root / f"{name}{files.STAGED}", request)
+    store.commit(name)
 
 
 async def _write(services: Services, operation: Operation, status: Status, completion: Completion) -> None:
@@ -88,7 +90,13 @@ async def _write(services: Services, operation: Operation, status: Status, compl
         MintError: the rows that go with the result cannot be; it is not written.
     """
 
+    tries = 0
+
     def write(connection: Connection) -> None:
+        nonlocal tries
+        tries += 1
+        if tries > 1 and _is_written(connection, operation):
+            return
         completion.effect(connection)
         journal.finish(connection, operation.request_id, status, completion.media_type, completion.body)
 
@@ -96,7 +104,7 @@ async def _write(services: Services, operation: Operation, status: Status, compl
     while True:
         try:
             await services.database.transaction(write)
-        except OperationalError:
+        except UNAVAILABLE:
             logger.exception("the result of %s cannot be written; trying again", operation.request_id)
             await asyncio.sleep(pause)
             pause = min(2 * pause, LONGEST_PAUSE)
@@ -109,6 +117,12 @@ async def _write(services: Services, operation: Operation, status: Status, compl
     services.metrics.finished(operation.kind, status, time() - operation.created_at)
     services.results.put(finished)
     services.completions.put(finished)
+
+
+def _is_written(connection: Connection, operation: Operation) -> bool:
+    """Whether the try before did it after all: a connection may be lost between a commit and the word of it."""
+    found = journal.find(connection, operation.request_id)
+    return found is not None and found.status != Status.PENDING
 
 
 def failure(error: MintError) -> bytes:

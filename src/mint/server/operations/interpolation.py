@@ -23,7 +23,7 @@ from mint.server.operations.kind import Completion, Kind, parse_json
 from mint.server.operations.training import run_id_of
 from mint.server.operations.weights import SHAPE_FIELDS, checkpoint_row, put, staging_folder
 from mint.server.resources import DEFAULT_PROJECT
-from mint.store import checkpoints, files, repository
+from mint.store import checkpoints, repository
 from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run, Session
 from mint.wire.paths import CheckpointPath, Segment
 from mint.wire.rest import InterpolateRequest
@@ -94,7 +94,7 @@ class Interpolation(Kind[InterpolateRequest]):
     def plan(self, catalog: Catalog, operation: Operation, request: InterpolateRequest) -> Interpolate:
         root, weighted = catalog.checkpoint_dir, operation.facts["weighted"]
         for directory in weighted:
-            files.check(root / directory, f"the checkpoint in {directory}", "source_paths")
+            catalog.store.check(directory, f"the checkpoint in {directory}", "source_paths")
         sources = tuple(WeightedRevision(root / directory, factor) for directory, factor in weighted.items())
         return Interpolate(sources, staging_folder(catalog, operation))
 

@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import quote
 
 from sqlalchemy import Connection
+from sqlalchemy.exc import SQLAlchemyError
 
 from mint.dispatch.streams import History
 from mint.engine.core import Command, ForwardBackward, RestoreRun
@@ -29,12 +30,27 @@ from mint.store.schema import Operation, RunSnapshot, Status
 logger = logging.getLogger(__name__)
 
 
+async def take_up_lost(services: Services) -> None:
+    """Whenever the database is there again, queue what was journaled as it went, and nobody was told of."""
+    returned, loop = asyncio.Event(), asyncio.get_running_loop()
+    services.database.on_return = partial(loop.call_soon_threadsafe, returned.set)
+    await services.started.wait()
+    while True:
+        await returned.wait()
+        returned.clear()
+        try:
+            await resume(services)
+        except SQLAlchemyError:
+            logger.exception("the journal cannot be read; the database's next return tries again")
+
+
 async def resume(services: Services) -> int:
-    """Queue again what the last process of this server left unfinished; returns how many operations.
+    """Queue what is unfinished and not under way in this process; returns how many operations.
 
     Those on a base model that is not served now stay in the journal for a process that serves it.
     """
-    unfinished = await services.database.transaction(journal.pending)
+    pending = await services.database.transaction(journal.pending)
+    unfinished = [operation for operation in pending if not services.results.expects(operation.request_id)]
     served = [operation for operation in unfinished if services.fleet.model(operation.facts["model"]) is not None]
     if len(served) < len(unfinished):
         logger.warning("%d unfinished operations wait for models that are not served", len(unfinished) - len(served))
@@ -86,12 +102,18 @@ class ServerJournal:
         spent = frozenset(number for number in done if number > next_seq_id)
         # each by itself: a long history lets others plan in between, and the server end
         changing = (o for o in finished if o.status == Status.DONE and KINDS[o.kind].replayed)
-        commands = [(await aside(True, _again, self._catalog, operation))[1] for operation in changing]
+        commands = [await self._command(operation) for operation in changing]
         replayed = [each for each in commands if not (isinstance(each, ForwardBackward) and each.forward_only)]
         if snapshot is not None:
             folder = self._snapshot_dir / snapshot.directory
             replayed = [RestoreRun(run_id, folder, with_optimizer=True), *replayed]
         return History(next_seq_id, tuple(replayed), spent)
+
+    async def _command(self, operation: Operation) -> Command:
+        if operation.directory is not None and not self._catalog.store.is_here(operation.directory):
+            await asyncio.to_thread(self._catalog.store.fetch, operation.directory)
+        _, command = await aside(True, _again, self._catalog, operation)
+        return command
 
     def _read(self, connection: Connection, run_id: str) -> tuple[RunSnapshot | None, list[Operation]]:
         snapshot = repository.find(connection, RunSnapshot, run_id=run_id)

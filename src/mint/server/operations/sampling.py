@@ -100,13 +100,12 @@ class AsyncSample(Kind[SampleRequest]):
 def _revision(catalog: Catalog, directory: str | None) -> Revision | None:
     if directory is None:
         return None
-    folder = catalog.checkpoint_dir / directory
-    if not folder.is_dir():
+    if catalog.store.is_gone(directory):
         raise GoneError(
             "its weights are gone: those without a name are kept while the client of their session is heard of",
             field="sampling_session_id",
         )
-    return Revision(directory, folder)
+    return Revision(directory, catalog.checkpoint_dir / directory)
 
 
 def _limit(field: str, each: int, count: int, what: str, limit: int) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import logging
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from sqlalchemy import Connection
 from mint.dispatch.sample_queue import SampleTicket
 from mint.dispatch.streams import Ticket
 from mint.engine.core import Command, Interpolate, Result, Sample
-from mint.errors import BadRequestError, BusyError, MintError, PermissionDeniedError
+from mint.errors import SERVER_FAULT, BadRequestError, BusyError, MintError, PermissionDeniedError
 from mint.observability.logs import begin, bind
 from mint.server import limits
 from mint.server.operations import finishing
@@ -29,6 +30,8 @@ from mint.store.keys import Key
 from mint.store.schema import Operation, Run, Status
 from mint.wire.numbering import numbering
 from mint.wire.passes import JSON
+
+logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 T = TypeVar("T")
@@ -218,7 +221,8 @@ async def _spend(services: Services, refused: Operation) -> None:
             return None
         place = _place(services, connection, refused.stream, refused.seq_id)
         placed = replace(refused, seq_id=place)
-        return place if journal.append(connection, placed) is placed else None
+        # a retry may be the first to be told that the number was spent
+        return place if journal.append(connection, placed).status == Status.FAILED else None
 
     place = await services.database.transaction(write)
     if place is not None:
@@ -235,12 +239,41 @@ def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R
             del services.interpolating[operation.request_id]
             services.dispatcher.unload(operation.stream)  # it had nothing but this operation
 
+    def send() -> None:
+        what = operation.request_id, operation.seq_id, operation.facts["model"]
+        if isinstance(command, Sample):
+            services.presence.beat(operation.client)
+            services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.client))
+        else:
+            services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
+
+    folders = {operation.directory} if operation.directory is not None else set()
     if isinstance(command, Interpolate):
-        services.interpolating[operation.request_id] = {source.directory.name for source in command.sources}
+        folders = {source.directory.name for source in command.sources}
+        services.interpolating[operation.request_id] = folders
     services.results.expect(operation)
-    what = operation.request_id, operation.seq_id, operation.facts["model"]
-    if isinstance(command, Sample):
-        services.presence.beat(operation.client)
-        services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.client))
+    if all(map(services.catalog.store.is_here, folders)):
+        send()
     else:
-        services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
+        fetching = asyncio.create_task(_fetch(services, operation, folders, send, finish))
+        services.fetches.add(fetching)
+        fetching.add_done_callback(services.fetches.discard)
+
+
+async def _fetch(
+    services: Services,
+    operation: Operation,
+    folders: set[str],
+    send: Callable[[], None],
+    finish: Callable[[Result | MintError], Awaitable[None]],
+) -> None:
+    """Send an operation once the checkpoints that it reads are here; those of its run that come after it wait too."""
+    try:
+        for folder in folders:
+            await services.fetch(folder)
+    except Exception as error:
+        logger.exception("operation %s cannot read its checkpoint", operation.request_id)
+        await finish(error if isinstance(error, MintError) else MintError(SERVER_FAULT))
+        services.dispatcher.skip(operation.stream, operation.seq_id)
+    else:
+        send()

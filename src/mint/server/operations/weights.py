@@ -287,8 +287,8 @@ class LoadWeights(Kind[LoadWeightsRequest]):
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: LoadWeightsRequest) -> LoadState | RestoreRun:
+        catalog.store.check(operation.facts["directory"], request.path, "path")
         directory = catalog.checkpoint_dir / operation.facts["directory"]
-        files.check(directory, request.path, "path")
         command = LoadState if request.in_place else RestoreRun
         return command(operation.stream, directory, request.optimizer)
 

@@ -40,6 +40,7 @@ async def external_weights_urls(  # the three parts of a path
     found = await _readable(services, (run_id, segment, name), owner, token)
     if segment != "external_weights":
         raise BadRequestError("is no checkpoint that was saved by save_weights_external", field="checkpoint_id")
+    await services.fetch(found.directory)
     links = {
         file: services.signer.link(http, "download_file", checkpoint_id=found.checkpoint_id, file=file)
         for file in files.read_manifest(services.catalog.checkpoint_dir / found.directory)
@@ -74,7 +75,7 @@ async def download_file(
 
 
 async def _linked(services: Services, checkpoint_id: str) -> Checkpoint:
-    """The checkpoint of a link, if it is still there.
+    """The checkpoint of a link, if it is still there; its files are here then.
 
     Raises:
         NotFoundError: it was deleted or replaced, or has expired.
@@ -82,4 +83,5 @@ async def _linked(services: Services, checkpoint_id: str) -> Checkpoint:
     found = await services.database.transaction(lambda c: checkpoints.live_by_id(c, checkpoint_id))
     if found is None:
         raise NotFoundError("the checkpoint of this link is gone", field="checkpoint_id")
+    await services.fetch(found.directory)
     return found

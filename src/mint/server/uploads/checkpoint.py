@@ -77,7 +77,7 @@ async def upload(services: Services, http: HttpRequest, caller: Key, key: str | 
     if services.uploads[caller.owner] >= MAX_AT_ONCE:
         raise RateLimitError(f"{MAX_AT_ONCE} uploads of yours are under way; send this one when one has ended")
     await services.database.transaction(lambda c: limits.check_stored_bytes(c, caller))
-    root, directory = services.catalog.checkpoint_dir, f"upload-{token_hex(12)}"
+    store, directory = services.catalog.store, f"upload-{token_hex(12)}"
     try:
         with services.uploads.one(caller.owner):
             request, made = await _receive(services, http, directory)
@@ -86,10 +86,10 @@ async def upload(services: Services, http: HttpRequest, caller: Key, key: str | 
     try:
         answer = await services.database.transaction(partial(_name, request=request, key=key, caller=caller, made=made))
     except MintError:
-        await asyncio.to_thread(files.remove, root, directory)
+        await asyncio.to_thread(store.remove, directory)
         raise
     if answer.pop("directory") != directory:  # a retry: there is a checkpoint already
-        await asyncio.to_thread(files.remove, root, directory)
+        await asyncio.to_thread(store.remove, directory)
     return answer
 
 
@@ -134,7 +134,7 @@ def _commit(
         shape, sites = write_adapter(folder, staged, config, model)
         if OPTIMIZER_FILE in found:
             write_optimizer(folder, staged, num_parameters(sites, shape.rank))
-        files.commit(catalog.checkpoint_dir, directory)
+        catalog.store.commit(directory)
     except BaseException:
         with suppress(OSError):
             rmtree(staged)
