@@ -37,7 +37,7 @@ WIDE = 128
 class Plan:
     """All that decides the result: the same plan gives the same training, step by step."""
 
-    steps: int = 2000
+    steps: int = 800
     seed: int = 5
     batch: int = 48
     learning_rate: float = 3e-3
