@@ -57,7 +57,7 @@ def build_engine(
     info = ModelInfo(
         name=source.name,
         tokenizer=str(folder) if Path(location).is_dir() else location,
-        architecture=(model.config.architectures or [model.config.model_type])[0],
+        architecture=model.architecture,
         vocab_size=vocab_size,
         max_context_length=max_context_length,
         max_sample_length=min(max_context_length, engine.sample_capacity),
