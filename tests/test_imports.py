@@ -12,12 +12,13 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "mint"
 
-EVERYONE = {"config", "errors", "observability"}
+EVERYONE = {"config", "errors", "observability", "openpi"}
 MAY_IMPORT: dict[str, set[str]] = {
     # what everyone may import imports none of ours
     "config": set(),
     "errors": set(),
     "observability": set(),
+    "openpi": set(),
     "tiny": set(),
     # wire ◀ store ◀ server ▶ dispatch ▶ engine ▶ models
     "wire": EVERYONE,
