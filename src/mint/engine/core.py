@@ -39,19 +39,13 @@ class VisionInfo:
 class PolicyInfo:
     """What a robot policy acts with: chunks of `horizon` actions of `action_dim` numbers, written as FAST tokens.
 
-    Attributes:
-        fast_tokenizer: a file, in the format of `tokenizers`.
-        action_prefix: the tokens in front of an action's.
-        end_token: the token behind them.
-        eos_token: the last of a target.
+    The folders have the text's `tokenizer.json`, and the codec's beside its `processor_config.json`.
     """
 
     horizon: int
     action_dim: int
-    fast_tokenizer: Path
-    action_prefix: tuple[int, ...]
-    end_token: int
-    eos_token: int
+    tokenizer_folder: Path
+    codec_folder: Path
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ class KVCache:
     """
 
     def __init__(self, model: CausalLM, config: EngineConfig) -> None:
-        shape = model.config
+        shape = model.config.get_text_config(decoder=True)
         heads = getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads
         head_dim = getattr(shape, "head_dim", None) or shape.hidden_size // shape.num_attention_heads
         token_bytes = 2 * shape.num_hidden_layers * heads * head_dim * model.dtype.itemsize

@@ -103,8 +103,8 @@ class SampleSchedule:
     def _stop_of_chunk(self, continuation: Continuation, start: int, budget: int) -> int | None:
         """How far it is computed from `start` on in this step, with `budget` tokens left; None for not at all.
 
-        One token is always allowed; pieces of a prompt end with a block. A whole prompt is not cut: it takes more than is
-        left, if anything is.
+        One token is always allowed; pieces of a prompt end with a block. A whole prompt is not cut: it takes more than
+        is left, if anything is.
         """
         command = continuation.request.command
         if command.whole and start < len(command.prompt):
