@@ -20,6 +20,11 @@ class Catalog:
         self._served = [source.name for source in config.models]
         self._fleet = fleet
 
+    @property
+    def sees(self) -> bool:
+        """Whether a served model takes images."""
+        return any(model.vision is not None for model in self._fleet.models())
+
     def model(self, name: str) -> ModelInfo:
         """A served base model.
 
@@ -30,5 +35,18 @@ class Catalog:
         if info is None:
             raise BadRequestError(
                 f"{name!r} is not served here; served are {', '.join(self._served)}", field="base_model"
+            )
+        return info
+
+    def writer(self, name: str) -> ModelInfo:
+        """A served base model that writes text.
+
+        Raises:
+            BadRequestError: there is none of that name, or it is a robot policy.
+        """
+        info = self.model(name)
+        if info.policy is not None:
+            raise BadRequestError(
+                f"{name!r} is a robot policy: it acts in action sessions, and writes no text", field="base_model"
             )
         return info

@@ -51,6 +51,7 @@ class Kind(Protocol[R]):
         name: as the journal has it.
         ordered: belongs to a run's stream; the others are independent of each other.
         replayed: changes its run, so that recovery must run it again.
+        reads_images: its body may have images, which are decoded in planning.
         saves: the worker writes a checkpoint folder, which is committed before `finish` is called.
     """
 
@@ -58,6 +59,7 @@ class Kind(Protocol[R]):
     ordered: bool
     replayed: bool
     saves: bool = False
+    reads_images: bool = False
 
     def parse(self, body: bytes, content_type: str) -> R:
         """Read the body."""

@@ -37,6 +37,9 @@ P = ParamSpec("P")
 LARGE_BODY = 1 << 20
 """Bytes; reading and checking that much JSON takes some ten milliseconds, in which nobody else is answered."""
 
+IMAGE_BODY = 1 << 10
+"""Where a body may have images, this is large: so few bytes can be many pixels."""
+
 PLANNING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planning")
 """Reads and plans large bodies, and what is replayed; one at a time, since a parsed body is many times its size."""
 
@@ -51,7 +54,7 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
         MintError: the request is refused; its sequence number counts as spent, unless it may be sent again.
     """
     services.check_accepting()
-    large = len(body) > LARGE_BODY
+    large = len(body) > (IMAGE_BODY if kind.reads_images and services.catalog.sees else LARGE_BODY)
     number: tuple[str, int] | None = None
     try:
         request = await aside(large, kind.parse, body, content_type)
