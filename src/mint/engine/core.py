@@ -355,6 +355,13 @@ class Sample:
 
 
 @dataclass(frozen=True)
+class SampleBatch:
+    """Several samples that one operation asks for; a worker is sent each by itself."""
+
+    samples: tuple[Sample, ...]
+
+
+@dataclass(frozen=True)
 class Cancel:
     """Give up the sample that was sent under the same number: its memory is free at once, and it has no answer."""
 
@@ -373,6 +380,8 @@ TrainingCommand: TypeAlias = (
     | UnloadRun
 )
 Command: TypeAlias = TrainingCommand | Sample | Cancel
+Planned: TypeAlias = Command | SampleBatch
+"""What an operation is carried out by."""
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -471,13 +480,20 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class SampledBatch:
+    """The results of a `SampleBatch`, in order."""
+
+    results: tuple[Sampled, ...]
+
+
+@dataclass(frozen=True)
 class Progress:
     """What a streamed sample has drawn since the last one: by the sequence's index, tokens, log-probabilities, top."""
 
     drawn: dict[int, tuple[Int32Array, FloatArray, TopLogprobs | None]]
 
 
-Result: TypeAlias = RunReady | Passed | Distilled | Stepped | Saved | Unloaded | Sampled
+Result: TypeAlias = RunReady | Passed | Distilled | Stepped | Saved | Unloaded | Sampled | SampledBatch
 OnProgress: TypeAlias = Callable[[Progress], None]
 
 

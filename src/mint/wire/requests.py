@@ -241,6 +241,14 @@ class CreateSamplingSessionRequest(WireModel):
     model_path: str | None = None
 
 
+class CreateActionSessionRequest(WireModel):
+    """A robot policy to act by: a base model or a saved revision."""
+
+    session_id: str
+    base_model: str | None = None
+    model_path: str | None = None
+
+
 class Chunk(WireModel):
     """A piece of a prompt, text or an image in base64. Older SDKs leave `type` out; then the fields tell."""
 

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from mint.engine.core import Command, Result
+from mint.engine.core import Planned, Result
 from mint.errors import BadRequestError, MintError
 from mint.server.catalog import Catalog
 from mint.store.schema import Operation
@@ -85,7 +85,7 @@ class Kind(Protocol[R]):
         del connection, catalog, facts
         return {}
 
-    def plan(self, catalog: Catalog, operation: Operation, request: R) -> Command:
+    def plan(self, catalog: Catalog, operation: Operation, request: R) -> Planned:
         """The command for the worker. The facts of `operation` are here those of the journal and what `recall` adds.
 
         Raises:

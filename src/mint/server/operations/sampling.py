@@ -81,7 +81,7 @@ class AsyncSample(Kind[SampleRequest]):
         _limit("num_samples", request.num_samples, params.max_tokens, "max_tokens", MAX_TOKENS)
         _limit("topk_sample_logprobs", request.topk_sample_logprobs, drawn, "tokens", MAX_TOKENS)
         return Sample(
-            revision=_revision(catalog, operation.facts["directory"]),
+            revision=revision_of(catalog, operation.facts["directory"]),
             prompt=prompt,
             num_samples=request.num_samples,
             params=params,
@@ -96,7 +96,12 @@ class AsyncSample(Kind[SampleRequest]):
         return Completion(encode_sample(sequences, _prompt_part(request, sampled)), PROTOBUF)
 
 
-def _revision(catalog: Catalog, directory: str | None) -> Revision | None:
+def revision_of(catalog: Catalog, directory: str | None) -> Revision | None:
+    """The revision in a checkpoint folder; None is the base model.
+
+    Raises:
+        GoneError: the folder is not there any more.
+    """
     if directory is None:
         return None
     folder = catalog.checkpoint_dir / directory
