@@ -35,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "renderers": {"tiny"},
     "__init__": EVERYONE | {"client", "mint", "tinker"},
     # the command line puts them together
-    "cli": EVERYONE | {"store", "server", "client", "tiny"},
+    "cli": EVERYONE | {"store", "server", "client", "tiny", "tiny_vla"},
 }
 
 TORCH_FREE_ENGINE = {
@@ -44,6 +44,7 @@ TORCH_FREE_ENGINE = {
     "grammars",
     "loss_graph",
     "loss_specs",
+    "policy_specs",
     "reverse_kl_spec",
     "rollout_correction",
     "scheduler",

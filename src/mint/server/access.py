@@ -64,6 +64,13 @@ def sampler(connection: Connection, sampler_id: str, owner: str) -> Sampler:
     return owned(found, owner, "sampling_session_id", sampler_id)
 
 
+def action_session(connection: Connection, action_session_id: str, owner: str) -> Sampler:
+    """An action session, which is a sampler whose number the server has drawn."""
+    found = repository.find(connection, Sampler, sampler_id=action_session_id)
+    found = found if found is not None and found.session_seq_id < 0 else None
+    return owned(found, owner, "action_session_id", action_session_id)
+
+
 def checkpoint(connection: Connection, path: str, owner: str, field: str) -> Checkpoint:
     """A checkpoint to read: theirs, or published, and not expired."""
     found = checkpoints.live(connection, path)

@@ -35,6 +35,7 @@ from mint.server.routes import (
     health,
     models,
     operations,
+    policies,
     samplers,
     search,
     sessions,
@@ -85,7 +86,7 @@ def create_app(config: ServerConfig) -> FastAPI:
     errors.install(app)
     app.include_router(health.router)
     rest = (sessions, search, traces, training_runs, checkpoints, admin)
-    for module in (bootstrap, auth, *rest, models, operations, samplers, futures):
+    for module in (bootstrap, auth, *rest, models, operations, policies, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
     for prefix in openai.PREFIXES:
         app.include_router(openai.router, prefix=prefix)

@@ -29,6 +29,7 @@ class Services:
     Attributes:
         created_at: when this process began to serve, in Unix seconds.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
+        numbering: held while an operation that came without a number gets the next one of its run.
         draining: the server is stopping; it accepts no more work.
     """
 
@@ -46,6 +47,7 @@ class Services:
     presence: Presence = field(default_factory=Presence)
     rates: Rates = field(default_factory=Rates)
     metrics: Metrics = field(default_factory=Metrics)
+    numbering: asyncio.Lock = field(default_factory=asyncio.Lock)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     draining: bool = False
 

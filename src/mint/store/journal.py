@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from time import time
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, select, update
+from sqlalchemy import Connection, Select, bindparam, func, select, update
 
 from mint.store.schema import Operation, Status, operations
 
@@ -27,6 +27,12 @@ _FINISH = (
 def known(connection: Connection, stream: str, seq_id: int) -> Operation | None:
     """The operation that a stream already has under this number, without its payload."""
     return _without_payload(connection, _BY_NUMBER, {"stream_": stream, "seq_id_": seq_id})
+
+
+def next_seq_id(connection: Connection, stream: str) -> int:
+    """The number after the highest that a stream has, 1 at least."""
+    last = connection.scalar(select(func.max(operations.c.seq_id)).where(operations.c.stream == stream))
+    return max(1, 1 + (last if last is not None else 0))
 
 
 def append(connection: Connection, operation: Operation) -> Operation:

@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from mint.engine.core import Command, Result
+from mint.engine.core import Planned, Result
 from mint.errors import BadRequestError, MintError
 from mint.server.catalog import Catalog
 from mint.store.schema import Operation
@@ -51,6 +51,7 @@ class Kind(Protocol[R]):
         name: as the journal has it.
         ordered: belongs to a run's stream; the others are independent of each other.
         replayed: changes its run, so that recovery must run it again.
+        reads_images: its body may have images, which are decoded in planning.
         saves: the worker writes a checkpoint folder, which is committed before `finish` is called.
     """
 
@@ -58,6 +59,7 @@ class Kind(Protocol[R]):
     ordered: bool
     replayed: bool
     saves: bool = False
+    reads_images: bool = False
 
     def parse(self, body: bytes, content_type: str) -> R:
         """Read the body."""
@@ -83,7 +85,7 @@ class Kind(Protocol[R]):
         del connection, catalog, facts
         return {}
 
-    def plan(self, catalog: Catalog, operation: Operation, request: R) -> Command:
+    def plan(self, catalog: Catalog, operation: Operation, request: R) -> Planned:
         """The command for the worker. The facts of `operation` are here those of the journal and what `recall` adds.
 
         Raises:

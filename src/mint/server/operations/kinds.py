@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from mint.server.catalog import Catalog
+from mint.server.operations.acting import Act, ActBatch, VlaTrainStep
 from mint.server.operations.distillation import ReverseKLPass
 from mint.server.operations.kind import Kind
 from mint.server.operations.sampling import AsyncSample
@@ -29,6 +30,9 @@ KINDS: dict[str, Kind[Any]] = {
         SaveForSampler(),
         LoadWeights(),
         AsyncSample(),
+        VlaTrainStep(),
+        Act(),
+        ActBatch(),
     )
 }
 

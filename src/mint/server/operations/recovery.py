@@ -15,7 +15,7 @@ from urllib.parse import quote
 from sqlalchemy import Connection
 
 from mint.dispatch.streams import History
-from mint.engine.core import Command, ForwardBackward, RestoreRun
+from mint.engine.core import ForwardBackward, Planned, RestoreRun, SampleBatch
 from mint.errors import MintError
 from mint.server.catalog import Catalog
 from mint.server.operations.finishing import fail
@@ -55,7 +55,7 @@ async def _take_up(services: Services, operation: Operation) -> None:
         dispatch(services, kind, operation, request, command)
 
 
-def _again(catalog: Catalog, operation: Operation) -> tuple[Any, Command]:
+def _again(catalog: Catalog, operation: Operation) -> tuple[Any, Planned]:
     """An operation of the journal as it was first read and planned."""
     kind = KINDS[operation.kind]
     request = kind.parse(operation.payload, operation.payload_type)
@@ -82,7 +82,11 @@ class ServerJournal:
         # each by itself: a long history lets others plan in between, and the server end
         changing = (o for o in finished if o.status == Status.DONE and KINDS[o.kind].replayed)
         commands = [(await aside(True, _again, self._catalog, operation))[1] for operation in changing]
-        replayed = [each for each in commands if not (isinstance(each, ForwardBackward) and each.forward_only)]
+        replayed = [
+            each
+            for each in commands
+            if not isinstance(each, SampleBatch) and not (isinstance(each, ForwardBackward) and each.forward_only)
+        ]
         if snapshot is not None:
             folder = self._snapshot_dir / snapshot.directory
             replayed = [RestoreRun(run_id, folder, with_optimizer=True), *replayed]

@@ -18,7 +18,7 @@ from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.store.schema import Operation
 from mint.wire import requests
-from mint.wire.documents import chunk_tokens
+from mint.wire.chunks import ModelInput, chunk_from_json
 from mint.wire.passes import PROTOBUF
 from mint.wire.requests import SampleRequest
 from mint.wire.samples import PromptPart, TokenTable, encode_sample, sampled_sequence
@@ -73,7 +73,7 @@ class AsyncSample(Kind[SampleRequest]):
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SampleRequest) -> Sample:
-        model = catalog.model(operation.facts["model"])
+        model = catalog.writer(operation.facts["model"])
         prompt = _prompt(request)
         check_token_ids(prompt, model, "prompt")
         params = _params(request.sampling_params, model, len(prompt), operation.request_id)
@@ -81,7 +81,7 @@ class AsyncSample(Kind[SampleRequest]):
         _limit("num_samples", request.num_samples, params.max_tokens, "max_tokens", MAX_TOKENS)
         _limit("topk_sample_logprobs", request.topk_sample_logprobs, drawn, "tokens", MAX_TOKENS)
         return Sample(
-            revision=_revision(catalog, operation.facts["directory"]),
+            revision=revision_of(catalog, operation.facts["directory"]),
             prompt=prompt,
             num_samples=request.num_samples,
             params=params,
@@ -96,7 +96,12 @@ class AsyncSample(Kind[SampleRequest]):
         return Completion(encode_sample(sequences, _prompt_part(request, sampled)), PROTOBUF)
 
 
-def _revision(catalog: Catalog, directory: str | None) -> Revision | None:
+def revision_of(catalog: Catalog, directory: str | None) -> Revision | None:
+    """The revision in a checkpoint folder; None is the base model.
+
+    Raises:
+        GoneError: the folder is not there any more.
+    """
     if directory is None:
         return None
     folder = catalog.checkpoint_dir / directory
@@ -177,12 +182,11 @@ def _prompt(request: SampleRequest) -> np.ndarray[tuple[int], np.dtype[np.int32]
     chunks = request.prompt.chunks
     if not chunks:
         raise BadRequestError("has no tokens; a sample needs at least one", field="prompt")
-    return np.concatenate(
-        [
-            chunk_tokens(chunk.model_dump(exclude_none=True), f"prompt.chunks[{place}]")
-            for place, chunk in enumerate(chunks)
-        ]
+    read = (
+        chunk_from_json(chunk.model_dump(exclude_none=True), f"prompt.chunks[{place}]")
+        for place, chunk in enumerate(chunks)
     )
+    return ModelInput(tuple(read), "prompt").text()
 
 
 def _params(params: requests.SamplingParams, model: ModelInfo, prompt: int, request_id: str) -> SamplingParams:

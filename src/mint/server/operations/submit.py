@@ -14,9 +14,10 @@ from typing import Any, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
+from mint.dispatch.sample_batches import add_batch
 from mint.dispatch.sample_queue import SampleTicket
 from mint.dispatch.streams import Ticket
-from mint.engine.core import Command, Result, Sample
+from mint.engine.core import Planned, Result, Sample, SampleBatch
 from mint.errors import BadRequestError, BusyError, MintError, PermissionDeniedError
 from mint.observability.logs import begin, bind
 from mint.server import limits
@@ -37,6 +38,9 @@ P = ParamSpec("P")
 LARGE_BODY = 1 << 20
 """Bytes; reading and checking that much JSON takes some ten milliseconds, in which nobody else is answered."""
 
+IMAGE_BODY = 1 << 10
+"""Where a body may have images, this is large: so few bytes can be many pixels."""
+
 PLANNING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planning")
 """Reads and plans large bodies, and what is replayed; one at a time, since a parsed body is many times its size."""
 
@@ -51,7 +55,7 @@ async def submit(services: Services, kind: Kind[R], body: bytes, content_type: s
         MintError: the request is refused; its sequence number counts as spent, unless it may be sent again.
     """
     services.check_accepting()
-    large = len(body) > LARGE_BODY
+    large = len(body) > (IMAGE_BODY if kind.reads_images and services.catalog.sees else LARGE_BODY)
     number: tuple[str, int] | None = None
     try:
         request = await aside(large, kind.parse, body, content_type)
@@ -117,7 +121,7 @@ async def _accept(
         found = look_up(connection)
         return recalled(connection, catalog, found) if found.request_id == arrived.request_id else found
 
-    def write(connection: Connection, command: Command | None) -> tuple[Operation, Command | None]:
+    def write(connection: Connection, command: Planned | None) -> tuple[Operation, Planned | None]:
         operation = look_up(connection)
         if operation.request_id != arrived.request_id:
             return operation, None
@@ -129,7 +133,7 @@ async def _accept(
             audit.record(connection, "training_run_create", arrived.owner, training_run_id=arrived.stream, **what)
         return operation, command
 
-    command: Command | None = None
+    command: Planned | None = None
     with nullcontext(True) if kind.ordered else services.samples.arriving(arrived.owner) as has_room:
         if large:
             found = await services.database.transaction(to_plan)
@@ -173,7 +177,7 @@ async def _spend(services: Services, refused: Operation) -> None:
         services.dispatcher.skip(refused.stream, refused.seq_id)
 
 
-def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Command) -> None:
+def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Planned) -> None:
     """Send a journaled operation on its way to the worker; its result will be written down."""
 
     async def finish(outcome: Result | MintError) -> None:
@@ -185,5 +189,9 @@ def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R
     if isinstance(command, Sample):
         services.presence.beat(operation.client)
         services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.client))
+    elif isinstance(command, SampleBatch):
+        services.presence.beat(operation.client)
+        first = SampleTicket(*what, command.samples[0], finish, operation.owner, operation.client)
+        add_batch(services.samples, first, command)
     else:
         services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
