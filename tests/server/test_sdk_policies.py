@@ -38,8 +38,8 @@ def datum(seed: int = 0, **policy: list[float]) -> tinker.Datum:
 def test_the_sdk_trains_a_policy(service: mint.ServiceClient) -> None:
     """The same data by forward_backward and optim_step, and by train_step: the same, bit for bit."""
     data, adam = [datum(0), datum(1)], tinker.AdamParams(learning_rate=1e-2)
-    one = service.create_lora_training_client(OPENPI_FAST_MODEL, rank=16, seed=1)
-    two = mintx.OpenPITrainingClient(service.create_lora_training_client(OPENPI_FAST_MODEL, rank=16, seed=1))
+    one, other = (service.create_lora_training_client(OPENPI_FAST_MODEL, rank=16, seed=1).result() for _ in range(2))
+    two = mintx.OpenPITrainingClient(other)
     for _ in range(2):
         passed = one.forward_backward(data, "cross_entropy").result()
         one.optim_step(adam).result()
