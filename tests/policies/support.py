@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from tests.engine.support import MergedModel
 from tests.openpi.codecs import fitted, text_tokenizer
 
 VOCAB, SIZE, IMAGE_TOKENS = 512, 28, 4
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "projection_dim": 32,
     "image_token_index": VOCAB - 1,
     "bos_token_id": 2,
@@ -48,16 +49,19 @@ CONFIG = {
 }
 
 
-def random_policy() -> PaliGemmaForConditionalGeneration:
+def random_policy(size: int = SIZE) -> PaliGemmaForConditionalGeneration:
     torch.manual_seed(0)
-    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(**CONFIG)).float().eval()
+    config = {**CONFIG, "vision_config": {**CONFIG["vision_config"], "image_size": size}}
+    if size != SIZE:  # as many tokens of an image as in pi0-FAST take a longer context
+        config["text_config"] = {**CONFIG["text_config"], "max_position_embeddings": 1024}
+    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(**config)).float().eval()
     with torch.no_grad():  # so that images matter
         model.model.multi_modal_projector.linear.weight.mul_(20)
     return model
 
 
-def save_policy(folder: Path) -> Path:
-    random_policy().save_pretrained(folder)
+def save_policy(folder: Path, size: int = SIZE) -> Path:
+    random_policy(size).save_pretrained(folder)
     text_tokenizer().save(str(folder / "tokenizer.json"))
     fitted().save(folder / "fast")
     return folder

@@ -62,6 +62,9 @@ LINKS = {f"GET {API}/traces/{{session_id}}"}
 
 ONE = f"{API}/training_runs/{{run_id}}/checkpoints/{{segment}}/{{name}}"
 
+ACTING = f"{API}/mint/action_sessions/{{action_session_id}}"
+SEEN = {"model_input": {"chunks": [{"tokens": [1]}]}}
+
 REFUSED: dict[str, Requests] = {
     f"POST {API}/session_heartbeat": bodies(lambda theirs, _: {"session_id": theirs.session}),
     f"POST {API}/sessions/{{session_id}}/finish": lambda theirs, _: [{"session_id": theirs.session, "json": {}}],
@@ -86,6 +89,20 @@ REFUSED: dict[str, Requests] = {
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, **REVERSE_KL},
         lambda theirs, mine: {"model_id": mine.run, "seq_id": 4, "reference_model_path": theirs.path, **REVERSE_KL},
     ),
+    f"POST {API}/mint/vla/train_step": bodies(
+        lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "loss_fn": "cross_entropy", "data": []},
+        lambda theirs, _: {"model_id": theirs.run, "loss_fn": "cross_entropy", "data": []},
+    ),
+    f"POST {API}/mint/action_sessions": bodies(
+        lambda theirs, _: {"session_id": theirs.session, "base_model": MODEL},
+        lambda theirs, mine: {"session_id": mine.session, "model_path": theirs.path},
+    ),
+    f"DELETE {ACTING}": lambda theirs, _: [{"action_session_id": theirs.sampler}],
+    f"POST {ACTING}/act": lambda theirs, _: [{"action_session_id": theirs.sampler, "json": {"observation": SEEN}}],
+    f"POST {ACTING}/act_batch": lambda theirs, _: [
+        {"action_session_id": theirs.sampler, "json": {"observations": [SEEN]}}
+    ],
+    f"DELETE {API}/models/{{model_id}}": lambda theirs, _: [{"model_id": theirs.run}],
     f"POST {API}/save_weights": on_run(path="b"),
     f"POST {API}/save_weights_for_sampler": bodies(
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "path": "b"},
@@ -145,6 +162,7 @@ OWN: dict[str, dict[str, Any]] = {
     f"GET {API}/audit": {},
     f"GET {API}/training_runs": {"params": {"access_scope": "accessible"}},
     f"GET {API}/checkpoints": {},
+    f"GET {API}/models": {},
     f"GET {API}/sessions": {"params": {"access_scope": "accessible"}},
     f"POST {API}/sessions/search": {"json": {}},
     **{f"GET {prefix}/models": {} for prefix in OPENAI},

@@ -67,8 +67,10 @@ def sampler(connection: Connection, sampler_id: str, owner: str) -> Sampler:
 def action_session(connection: Connection, action_session_id: str, owner: str) -> Sampler:
     """An action session, which is a sampler whose number the server has drawn."""
     found = repository.find(connection, Sampler, sampler_id=action_session_id)
-    found = found if found is not None and found.session_seq_id < 0 else None
-    return owned(found, owner, "action_session_id", action_session_id)
+    found = owned(found, owner, "action_session_id", action_session_id)
+    if found.session_seq_id >= 0:
+        raise NotFoundError(f"{action_session_id} is a sampling session", field="action_session_id")
+    return found
 
 
 def checkpoint(connection: Connection, path: str, owner: str, field: str) -> Checkpoint:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import secrets
 from time import time
 from typing import Any
@@ -18,6 +19,7 @@ from mint.engine.core import (
     Sampled,
     SampledBatch,
     SamplingParams,
+    TrainStep,
 )
 from mint.engine.loss_specs import check_token_ids
 from mint.errors import BadRequestError
@@ -48,6 +50,22 @@ class VlaTrainStep(TrainStepKind):
     def parse(self, body: bytes, content_type: str) -> TrainStepRequest:
         document = read_json(body, content_type)
         return TrainStepRequest(vla_step_from_json(document), parse_object(OptimizerParams, document))
+
+    @override
+    def plan(self, catalog: Catalog, operation: Operation, request: TrainStepRequest) -> TrainStep:
+        try:
+            return super().plan(catalog, operation, request)
+        except BadRequestError as error:
+            raise _in_this_form(error) from None
+
+
+def _in_this_form(error: BadRequestError) -> BadRequestError:
+    """The refusal, with its field as this form of a datum calls it."""
+    field = error.field or ""
+    text = str(error).removeprefix(f"{field}: ")
+    field = field.replace(".loss_fn_inputs.state", ".observation.state").replace(".loss_fn_inputs.", ".supervision.")
+    field = re.sub(r"^(data\[\d+\])\.model_input", r"\1.observation.model_input", field)
+    return BadRequestError(text, field=field or None, datum=error.datum)
 
 
 class ActBatch(Kind[ActRequest]):
