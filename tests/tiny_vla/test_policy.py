@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from transformers import PaliGemmaForConditionalGeneration
 
+import mint.mint as mintx
 from mint.openpi.images import pixel_values
 from mint.tiny_vla import model_path
 from mint.tiny_vla.reaching import ACTION_DIM, HORIZON, Reaching, expert, instruction, render, scenes
 from mint.tiny_vla.recipe.__main__ import load
 from mint.tiny_vla.recipe.policy import Policy, mask_of, success
-from mint.tiny_vla.recipe.tokens import policy_tokens
+from mint.tiny_vla.recipe.tokens import train_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +49,9 @@ def test_the_wide_geometry_has_the_same_weights_but_for_places() -> None:
 
 
 def test_the_base_does_its_own_task_and_not_the_mirrored_one(policy: Policy) -> None:
-    assert success(policy, seed=7, mirrored=False, episodes=30) >= 0.85
-    assert success(policy, seed=7, mirrored=True, episodes=30) <= 0.35
-    assert success(policy, seed=7, mirrored=False, episodes=30, blind=True) <= 0.35
+    assert success(policy, seed=7, mirrored=False, episodes=20) >= 0.85
+    assert success(policy, seed=7, mirrored=True, episodes=20) <= 0.35
+    assert success(policy, seed=7, mirrored=False, episodes=20, blind=True) <= 0.35
 
 
 def test_statistics_and_tokens_are_those_of_the_task(policy: Policy) -> None:
@@ -65,10 +65,8 @@ def test_statistics_and_tokens_are_those_of_the_task(policy: Policy) -> None:
     assert instruction(mirrored=True) in prefix
 
 
-def test_the_recipe_makes_the_tokens_that_are_shipped(policy: Policy) -> None:
-    assert (
-        json.loads(policy_tokens().tokenizer.to_str())["model"] == json.loads(policy.tokens.tokenizer.to_str())["model"]
-    )
+def test_the_recipe_makes_the_tokenizer_that_is_shipped(policy: Policy) -> None:
+    assert train_tokenizer().get_vocab() == policy.tokens.tokenizer.get_vocab()
 
 
 def test_the_mask_is_that_of_the_cumulative_sum() -> None:
@@ -94,9 +92,7 @@ def test_no_target_is_told_by_those_behind_it(policy: Policy) -> None:
     assert not torch.allclose(logits[0, last : last + 2], single[0, last : last + 2])
 
 
-def test_a_folder_is_all_that_a_client_needs(tmp_path: Path) -> None:
-    import mint.mint as mintx
-
+def test_a_folder_is_all_that_a_client_needs() -> None:
     processor = mintx.openpi.OpenPIProcessor.load(model_path(256))
     assert processor.tokens_per_image == 256
     images = {camera: views[0] for camera, views in Reaching.start(0, 1).images().items()}

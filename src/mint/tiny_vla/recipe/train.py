@@ -82,6 +82,8 @@ def new_model(tokens: PolicyTokens, seed: int) -> PaliGemmaForConditionalGenerat
         vision_config=vision,
         text_config=text,
         projection_dim=64,
+        hidden_size=64,
+        vocab_size=tokens.vocab_size,
         image_token_index=tokens.vocab_size,
     )
     return PaliGemmaForConditionalGeneration(config)
@@ -155,3 +157,5 @@ def save(policy: Policy, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     policy.tokens.codec.save(folder / FAST_FOLDER)
     save_statistics(policy.statistics, folder / "norm_stats.json")
+    for file in folder.rglob("*.*"):
+        file.chmod(0o644)
