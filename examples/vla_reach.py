@@ -30,8 +30,8 @@ mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.patches import Circle
 
-BC_STEPS, BC_BATCH, BC_LEARNING_RATE = 60, 32, 3e-3
-RL_STEPS, RL_EPISODES, RL_LEARNING_RATE = 20, 48, 1e-3
+BC_STEPS, BC_BATCH, BC_LEARNING_RATE = 25, 32, 3e-3
+RL_STEPS, RL_SCENES, RL_GROUP, RL_LEARNING_RATE = 30, 8, 8, 5e-4
 EPISODES = 100
 MIRRORED = True
 
@@ -85,10 +85,9 @@ class Robot:
         finally:
             session.delete().result()
 
-    def play(self, policy: mintx.ActionSession, seed: int, episodes: int, temperature: float = 0.0) -> Rollout:
+    def play(self, policy: mintx.ActionSession, arena: Reaching, temperature: float = 0.0, seed: int = 0) -> Rollout:
         """Episodes in closed loop: look, act, look again."""
-        arena = Reaching.start(seed, episodes, MIRRORED)
-        ways = [arena.positions[None]]
+        episodes, ways = len(arena.positions), [arena.positions[None]]
         acts: list[Acts] = [[] for _ in range(episodes)]
         for turn in range(CHUNKS):
             under_way = np.flatnonzero(~arena.reached)
@@ -118,17 +117,22 @@ class Robot:
         self.losses.append(output.metrics["loss:mean"])
 
     def reward_step(self, seed: int) -> None:
-        """One step on sampled episodes: what those did that reached their squares becomes likelier."""
+        """One step on groups of episodes that begin alike: what the better ones of a group did becomes likelier."""
+        scenes = Reaching.start(seed, RL_SCENES, MIRRORED)
+        begun = (np.repeat(points, RL_GROUP, axis=0) for points in (scenes.positions, scenes.targets))
+        arena = Reaching(*begun, MIRRORED, np.zeros(RL_SCENES * RL_GROUP, bool))
         with self.policy() as policy:
-            rollout = self.play(policy, seed, RL_EPISODES, temperature=1.0)
-        advantages = rollout.reached - rollout.reached.mean()
+            rollout = self.play(policy, arena, temperature=1.0, seed=seed)
         self.rewards.append(float(rollout.reached.mean()))
+        groups = rollout.reached.reshape(RL_SCENES, RL_GROUP)
+        advantages = (groups - groups.mean(axis=1, keepdims=True)).ravel()
         data = [
             self.processor.experience(observation, act.tokens, act.logprobs, float(advantage))
             for acts, advantage in zip(rollout.acts, advantages, strict=True)
             for observation, act in acts
+            if advantage
         ]
-        if advantages.any():
+        if data:
             adam = types.AdamParams(learning_rate=RL_LEARNING_RATE)
             self.run.train_step(data, "importance_sampling", adam_params=adam).result()
 
@@ -186,7 +190,7 @@ def main() -> None:
 
         def measure(name: str, trained: bool = True) -> None:
             with robot.policy(trained) as policy:
-                rollouts[name] = robot.play(policy, arguments.seed, EPISODES)
+                rollouts[name] = robot.play(policy, Reaching.start(arguments.seed, EPISODES, MIRRORED))
             show(name, rollouts[name])
 
         measure("base model", trained=False)
