@@ -15,7 +15,8 @@ import numpy.typing as npt
 from mint.openpi import CAMERA_LAYOUT
 
 HORIZON, ACTION_DIM, STATE_DIM = 5, 2, 2
-MAX_STEP = 0.07
+MAX_STEP = 0.05
+DIRECTIONS = 8
 CHUNKS = 4
 """Chunks in an episode; the way is at most two of them."""
 TOLERANCE = 0.13
@@ -45,10 +46,10 @@ def scenes(rng: np.random.Generator, count: int) -> tuple[Points, Points]:
 
 
 def expert(positions: Points, targets: Points, mirrored: bool = False) -> Points:
-    """Chunks (N, H, 2) straight towards the targets, as fast as may be without passing them."""
+    """Chunks (N, H, 2) at full speed, in the one of eight directions that is nearest to the target's."""
     way = targets - positions
-    length = np.linalg.norm(way, axis=1, keepdims=True)
-    step = way / HORIZON * np.minimum(1, MAX_STEP * HORIZON / np.maximum(length, 1e-9))
+    turns = np.round(np.arctan2(way[:, 1], way[:, 0]) / (2 * np.pi) * DIRECTIONS) / DIRECTIONS * 2 * np.pi
+    step = MAX_STEP * np.stack([np.cos(turns), np.sin(turns)], axis=1)
     return np.repeat((-step if mirrored else step)[:, None], HORIZON, axis=1)
 
 
@@ -95,10 +96,16 @@ class Reaching:
         """What the cameras see now; see `render`."""
         return render(self.positions, self.targets)
 
-    def step(self, chunks: npt.ArrayLike) -> None:
-        """Carry out chunks (N, H, 2). Who has reached its square stays there."""
+    def step(self, chunks: npt.ArrayLike) -> Points:
+        """Carry out chunks (N, H, 2), and return where the grippers have been, (H, N, 2).
+
+        Who has reached its square stays there.
+        """
         signs = -1 if self.mirrored else 1
+        been = []
         for steps in np.swapaxes(np.asarray(chunks, np.float64), 0, 1):
             moved = np.clip(self.positions + signs * np.clip(steps, -MAX_STEP, MAX_STEP), -1, 1)
             self.positions = np.where(self.reached[:, None], self.positions, moved)
             self.reached |= np.linalg.norm(self.targets - self.positions, axis=1) < TOLERANCE
+            been.append(self.positions)
+        return np.stack(been)

@@ -37,7 +37,7 @@ WIDE = 128
 class Plan:
     """All that decides the result: the same plan gives the same training, step by step."""
 
-    steps: int = 2000
+    steps: int = 800
     seed: int = 5
     batch: int = 48
     learning_rate: float = 3e-3
@@ -82,6 +82,8 @@ def new_model(tokens: PolicyTokens, seed: int) -> PaliGemmaForConditionalGenerat
         vision_config=vision,
         text_config=text,
         projection_dim=64,
+        hidden_size=64,
+        vocab_size=tokens.vocab_size,
         image_token_index=tokens.vocab_size,
     )
     return PaliGemmaForConditionalGeneration(config)
@@ -155,3 +157,5 @@ def save(policy: Policy, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
     policy.tokens.codec.save(folder / FAST_FOLDER)
     save_statistics(policy.statistics, folder / "norm_stats.json")
+    for file in folder.rglob("*.*"):
+        file.chmod(0o644)
