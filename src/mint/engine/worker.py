@@ -51,12 +51,12 @@ def build_engine(
     folder = locate(location)
     model = load(location, *_placement(config), checkpointing=config.gradient_checkpointing)
     vocab_size, max_context_length = model.config.vocab_size, model.config.max_position_embeddings
-    if model.images is None:
-        policy, tokenizer = None, load_tokenizer(location)
-        ends, texts = stop_token_ids(location, model.config, tokenizer), token_bytes(tokenizer, vocab_size)
-    else:
+    if model.images is not None and model.images.sees_whole:
         policy, ends = read_policy(location, folder, vocab_size)
         tokenizer, texts = None, [b""] * vocab_size  # it acts, and writes nothing
+    else:
+        policy, tokenizer = None, load_tokenizer(location)
+        ends, texts = stop_token_ids(location, model.config, tokenizer), token_bytes(tokenizer, vocab_size)
     constraints = ConstraintCompiler(tokenizer, vocab_size, ends)
     engine = Engine(model, source.name, config, texts, constraints, deliver)
     info = ModelInfo(

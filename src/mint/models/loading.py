@@ -25,7 +25,8 @@ from mint.errors import ModelLoadError
 from mint.models.attention import ATTENTION_NAME, PackedCausal
 from mint.models.causal_lm import CausalLM
 from mint.models.experts import eager_experts
-from mint.models.paligemma import ATTENTION, is_paligemma, read_paligemma
+from mint.models.paligemma import is_paligemma, read_paligemma
+from mint.models.seeing import ATTENTION, channels_of, is_llava, read_llava
 from mint.models.vision import ImageEncoder, Insert
 
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
@@ -71,24 +72,34 @@ def load(
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         files, _ = PretrainedConfig.get_config_dict(location)
-        sees = is_paligemma(files)
-        model: Any = read_paligemma(location, files, dtype) if sees else _read(location, dtype)
+        model = _read(location, files, dtype).to(device).eval()  # type: ignore[arg-type]
+        _refuse_unsupported(location, model.config)
+        images = _image_encoder(location, files, model)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{location} does not load: {error}") from error
-    _refuse_unsupported(location, model.config)
-    model = model.to(device).eval()
-    probe = _SeeingProbe(model) if sees else _Probe(model)
-    served = CausalLM(model, images=ImageEncoder(model) if sees else None, checkpointing=checkpointing)
+    probe = _Probe(model) if images is None else _SeeingProbe(model, images)
+    served = CausalLM(model, images=images, checkpointing=checkpointing)
     probe.compare(location, served)
     return served
 
 
-def _read(location: str, dtype: torch.dtype) -> PreTrainedModel:
-    """A decoder-only model as transformers loads it.
+def _image_encoder(location: str, files: dict[str, Any], model: PreTrainedModel) -> ImageEncoder | None:
+    """Of a model that sees."""
+    if is_paligemma(files):
+        return ImageEncoder(model, (0.5,) * 3, (0.5,) * 3, sees_whole=True)
+    return ImageEncoder(model, *channels_of(location), sees_whole=False) if is_llava(files) else None
+
+
+def _read(location: str, files: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """A model as transformers loads it, with our attention.
 
     Raises:
         ModelLoadError: the files have no weights for a part of it.
     """
+    if is_paligemma(files):
+        return read_paligemma(location, files, dtype)
+    if is_llava(files):
+        return read_llava(location, dtype)
     config = AutoConfig.from_pretrained(location)
     _refuse_unsupported(location, config)
     loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -154,11 +165,11 @@ class _Probe:
 
 
 class _SeeingProbe:
-    """The same with an image, then text that sees all of itself and of the image, then text that is causal."""
+    """The same with an image and two pieces of text, of which the first may see all of itself and of the image."""
 
     @torch.no_grad()
-    def __init__(self, model: Any) -> None:
-        tower, config = ImageEncoder(model), model.config
+    def __init__(self, model: Any, tower: ImageEncoder) -> None:
+        config = model.config
         prefix, suffix = PROBE_LENGTHS
         size = (1, tower.size, tower.size, 3)
         self._pixels = (torch.arange(3 * tower.size**2, device=model.device) * 7919 % 256).to(torch.uint8).view(size)
@@ -166,13 +177,15 @@ class _SeeingProbe:
         image = text.new_full((tower.num_tokens,), config.image_token_id)
         kinds = text.new_zeros(tower.num_tokens + len(text))
         kinds[-suffix:] = 1
-        self._tokens, self._blocks = torch.cat([torch.zeros_like(image), text]), kinds.cumsum(0)
+        self._tokens = torch.cat([torch.zeros_like(image), text])
+        self._blocks = kinds.cumsum(0).cpu().numpy().astype(np.int32) if tower.sees_whole else None
+        types = {"token_type_ids": kinds[None]} if tower.sees_whole else {}
         model.set_attn_implementation("eager")
         logits = model(
             input_ids=torch.cat([image, text])[None],
             pixel_values=tower.scaled(self._pixels),
-            token_type_ids=kinds[None],
             use_cache=False,
+            **types,
         ).logits[0]
         model.set_attn_implementation(ATTENTION)
         self._expected = logits.float()
@@ -183,7 +196,7 @@ class _SeeingProbe:
         features = served.images.encode(self._pixels)[0]
         inserts = [Insert(torch.arange(len(features), device=served.device), features)]
         length = len(self._tokens)
-        plan = PackedCausal([length], blocks=[self._blocks.cpu().numpy().astype(np.int32)])
+        plan = PackedCausal([length], blocks=[self._blocks])
         positions = torch.arange(length, device=served.device)
         hidden = served.hidden_states(self._tokens, positions, plan, [], inserts)
         _check_probe(location, served, served.head.logits(hidden, []), self._expected)

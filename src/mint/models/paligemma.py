@@ -15,10 +15,7 @@ from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration, Pre
 from transformers.utils.hub import cached_file
 
 from mint.errors import ModelLoadError
-from mint.models.attention import ATTENTION_NAME
-
-ATTENTION = {"text_config": ATTENTION_NAME, "vision_config": "sdpa"}
-"""Packed in the language model; the vision tower sees one image at a time, all of it."""
+from mint.models.seeing import read_checked
 
 LEROBOT_TYPE = "pi0_fast"
 LEROBOT_PREFIXES = ("model.", "paligemma_with_expert.paligemma.")
@@ -70,15 +67,7 @@ def read_paligemma(location: str, config: dict[str, Any], dtype: torch.dtype) ->
         weights = _lerobot_weights(location)
         source = {"pretrained_model_name_or_path": None, "config": PaliGemmaConfig(**PALIGEMMA_3B)}
         source["state_dict"] = weights
-    loaded: Any = PaliGemmaForConditionalGeneration.from_pretrained(
-        **source, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
-    )
-    model, report = loaded
-    for problem, what in (("missing_keys", "no weights for"), ("mismatched_keys", "weights of another shape for")):
-        if report[problem]:
-            # transformers fills these with random numbers
-            raise ModelLoadError(f"{location} has {what} {sorted(map(str, report[problem]))[0]}")
-    return model  # type: ignore[no-any-return]
+    return read_checked(PaliGemmaForConditionalGeneration, source, location, dtype)
 
 
 def _lerobot_weights(location: str) -> dict[str, Tensor]:

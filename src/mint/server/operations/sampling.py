@@ -15,6 +15,7 @@ from mint.engine.loss_specs import check_token_ids
 from mint.errors import BadRequestError, GoneError
 from mint.server import access
 from mint.server.catalog import Catalog
+from mint.server.operations.datums import image_reader, read_input
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.store.schema import Operation
 from mint.wire import requests
@@ -44,6 +45,7 @@ class AsyncSample(Kind[SampleRequest]):
     name = "sample"
     ordered = False
     replayed = False
+    reads_images = True
 
     @override
     def parse(self, body: bytes, content_type: str) -> SampleRequest:
@@ -74,7 +76,9 @@ class AsyncSample(Kind[SampleRequest]):
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SampleRequest) -> Sample:
         model = catalog.writer(operation.facts["model"])
-        prompt = _prompt(request)
+        prompt, images = read_input(_prompt(request), model, image_reader(model))
+        if images:
+            _refuse_query(request)
         check_token_ids(prompt, model, "prompt")
         params = _params(request.sampling_params, model, len(prompt), operation.request_id)
         drawn = request.num_samples * params.max_tokens
@@ -87,6 +91,7 @@ class AsyncSample(Kind[SampleRequest]):
             params=params,
             query=_query(request, model, len(prompt)),
             top_logprobs=request.topk_sample_logprobs,
+            images=images,
         )
 
     @override
@@ -147,6 +152,13 @@ def _query(request: SampleRequest, model: ModelInfo, length: int) -> PromptQuery
     )
 
 
+def _refuse_query(request: SampleRequest) -> None:
+    """There is no token where an image stands, and so nothing to tell of it."""
+    for field in ("prompt_logprobs", "topk_prompt_logprobs", "target_prompt_logprobs", "prompt_alt_tokens_k"):
+        if getattr(request, field):
+            raise BadRequestError("is not served for a prompt with images", field=field)
+
+
 def _targets(request: SampleRequest, length: int) -> PromptTargets | None:
     value = request.target_prompt_logprobs
     return decode_targets(value, length) if value is not None else None
@@ -178,7 +190,7 @@ def _nothing(positions: int, each: int) -> TokenTable:
     return TokenTable(np.full((positions, each), -1, np.int32), np.full((positions, each), -np.inf, np.float32))
 
 
-def _prompt(request: SampleRequest) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _prompt(request: SampleRequest) -> ModelInput:
     chunks = request.prompt.chunks
     if not chunks:
         raise BadRequestError("has no tokens; a sample needs at least one", field="prompt")
@@ -186,7 +198,7 @@ def _prompt(request: SampleRequest) -> np.ndarray[tuple[int], np.dtype[np.int32]
         chunk_from_json(chunk.model_dump(exclude_none=True), f"prompt.chunks[{place}]")
         for place, chunk in enumerate(chunks)
     )
-    return ModelInput(tuple(read), "prompt").text()
+    return ModelInput(tuple(read), "prompt")
 
 
 def _params(params: requests.SamplingParams, model: ModelInfo, prompt: int, request_id: str) -> SamplingParams:
