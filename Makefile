@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install quickstart test lint types format test-slow sdk-matrix test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu bench-reliability simulation soak clean
+.PHONY: help install quickstart test lint types format test-slow sdk-matrix test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu bench-reliability simulation soak tiny-vla clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -58,6 +58,9 @@ test-gpu: $(STAMP) ## The tests that need a CUDA device
 
 tiny: $(STAMP) ## Train the built-in base model again (about 40 minutes on 2 cores)
 	$(BIN)/python -m mint.tiny.recipe
+
+tiny-vla: $(STAMP) ## Train the built-in base of robot policies again (about 4 minutes on 1 core)
+	$(BIN)/python -m mint.tiny_vla.recipe
 
 model-card: $(STAMP) ## Measure what a one-minute LoRA teaches it (about 25 minutes)
 	$(BIN)/python -m benchmarks.model_card --write

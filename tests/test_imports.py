@@ -12,13 +12,15 @@ import pytest
 
 SOURCE = Path(__file__).parent.parent / "src" / "mint"
 
-EVERYONE = {"config", "errors", "observability"}
+EVERYONE = {"config", "errors", "observability", "openpi"}
 MAY_IMPORT: dict[str, set[str]] = {
     # what everyone may import imports none of ours
     "config": set(),
     "errors": set(),
     "observability": set(),
+    "openpi": set(),
     "tiny": set(),
+    "tiny_vla": {"openpi"},
     # wire ◀ store ◀ server ▶ dispatch ▶ engine ▶ models
     "wire": EVERYONE,
     "store": EVERYONE | {"wire"},
@@ -33,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "renderers": {"tiny"},
     "__init__": EVERYONE | {"client", "mint", "tinker"},
     # the command line puts them together
-    "cli": EVERYONE | {"wire", "store", "server", "engine", "models", "client", "tiny"},
+    "cli": EVERYONE | {"wire", "store", "server", "engine", "models", "client", "tiny", "tiny_vla"},
 }
 
 TORCH_FREE_ENGINE = {
@@ -43,6 +45,7 @@ TORCH_FREE_ENGINE = {
     "grammars",
     "loss_graph",
     "loss_specs",
+    "policy_specs",
     "reverse_kl_spec",
     "rollout_correction",
     "scheduler",

@@ -49,6 +49,7 @@ class EngineConfig:
         max_decode_batch: samples that may decode together.
         max_prefill_tokens: tokens of prompts that are computed in a step beside samples that decode, which wait for it.
         revision_cache_bytes: memory for adapter revisions that are kept for sampling.
+        image_cache_bytes: memory for what the vision tower has made of images, of a model that has one.
         scratch_dir: for the files of runs that wait on disk, which mean nothing to the next process; None is the
             system's place for temporary files.
         gradient_checkpointing: compute each layer again in the backward pass instead of keeping its insides; saves
@@ -66,6 +67,7 @@ class EngineConfig:
     max_decode_batch: int = 256
     max_prefill_tokens: int = 512
     revision_cache_bytes: int = 512 << 20
+    image_cache_bytes: int = 256 << 20
     scratch_dir: Path | None = None
     gradient_checkpointing: bool = False
     num_threads: int = 0

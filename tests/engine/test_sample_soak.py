@@ -138,7 +138,7 @@ def alone(driver: EngineDriver, command: Sample) -> object:
     """On an engine that remembers nothing."""
     before = driver.engine._generator
     driver.engine._generator = Generator(
-        before._model, EngineConfig(kv_cache_bytes=1 << 20), before._token_bytes, before._constraints
+        before._model, EngineConfig(kv_cache_bytes=1 << 20), before._token_bytes, before._constraints, before._images
     )
     return driver.one(command)
 

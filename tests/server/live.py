@@ -73,9 +73,14 @@ class LiveServer:
         return "".join(self.lines)
 
     @property
-    def worker(self) -> psutil.Process:
+    def workers(self) -> list[psutil.Process]:
         assert self.process is not None
-        (child,) = psutil.Process(self.process.pid).children()
+        children: list[psutil.Process] = psutil.Process(self.process.pid).children()
+        return children
+
+    @property
+    def worker(self) -> psutil.Process:
+        (child,) = self.workers
         return child
 
     @property

@@ -70,6 +70,9 @@ SERVED = {f"GET {API}/tokenizer", f"GET {API}/tokenizer/file"}
 
 ONE = f"{API}/training_runs/{{run_id}}/checkpoints/{{segment}}/{{name}}"
 
+ACTING = f"{API}/mint/action_sessions/{{action_session_id}}"
+SEEN = {"model_input": {"chunks": [{"tokens": [1]}]}}
+
 REFUSED: dict[str, Requests] = {
     f"POST {API}/session_heartbeat": bodies(lambda theirs, _: {"session_id": theirs.session}),
     f"POST {API}/sessions/{{session_id}}/finish": lambda theirs, _: [{"session_id": theirs.session, "json": {}}],
@@ -94,6 +97,20 @@ REFUSED: dict[str, Requests] = {
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, **REVERSE_KL},
         lambda theirs, mine: {"model_id": mine.run, "seq_id": 4, "reference_model_path": theirs.path, **REVERSE_KL},
     ),
+    f"POST {API}/mint/vla/train_step": bodies(
+        lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "loss_fn": "cross_entropy", "data": []},
+        lambda theirs, _: {"model_id": theirs.run, "loss_fn": "cross_entropy", "data": []},
+    ),
+    f"POST {API}/mint/action_sessions": bodies(
+        lambda theirs, _: {"session_id": theirs.session, "base_model": MODEL},
+        lambda theirs, mine: {"session_id": mine.session, "model_path": theirs.path},
+    ),
+    f"DELETE {ACTING}": lambda theirs, _: [{"action_session_id": theirs.sampler}],
+    f"POST {ACTING}/act": lambda theirs, _: [{"action_session_id": theirs.sampler, "json": {"observation": SEEN}}],
+    f"POST {ACTING}/act_batch": lambda theirs, _: [
+        {"action_session_id": theirs.sampler, "json": {"observations": [SEEN]}}
+    ],
+    f"DELETE {API}/models/{{model_id}}": lambda theirs, _: [{"model_id": theirs.run}],
     f"POST {API}/save_weights": on_run(path="b"),
     f"POST {API}/save_weights_for_sampler": bodies(
         lambda theirs, _: {"model_id": theirs.run, "seq_id": 2, "path": "b"},
@@ -158,7 +175,6 @@ REFUSED: dict[str, Requests] = {
         )
         for path in ("mint/checkpoints/interpolate", "checkpoints/interpolate")
     },
-    f"DELETE {API}/models/{{model_id}}": lambda theirs, _: [{"model_id": theirs.run}],
     "GET /metrics": NOTHING,  # an admin's
 }
 for prefix in OPENAI:

@@ -64,9 +64,12 @@ def test_chunks_are_joined_and_tensors_are_as_lists() -> None:
         assert mine.dtype == other.dtype
 
 
+IMAGE = {"type": "image", "data": "aaaa", "format": "png"}
+
+
 def test_the_index_of_a_damaged_datum() -> None:
     with pytest.raises(BadRequestError, match="text only") as caught:
-        list(decode_distillation(body(data=[datum(), datum(student_input={"chunks": [{"type": "image"}]})]), JSON).data)
+        list(decode_distillation(body(data=[datum(), datum(student_input={"chunks": [IMAGE]})]), JSON).data)
     assert (caught.value.datum, caught.value.field) == (1, "data[1].student_input.chunks[0]")
 
 

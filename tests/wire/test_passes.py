@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from contextlib import suppress
 from typing import Any
@@ -19,6 +20,7 @@ from tinker.types import ForwardBackwardInput, ForwardBackwardRequest
 
 from mint.errors import BadRequestError, MintError, TooLargeError
 from mint.wire import messages_pb2 as pb
+from mint.wire.chunks import ImageChunk
 from mint.wire.numbering import numbering
 from mint.wire.passes import (
     JSON,
@@ -69,8 +71,8 @@ def test_a_request_of_the_sdk() -> None:
     assert request.loss_config == {"clip_low_threshold": 0.5, "loss_id": "text"}
     assert not request.forward_only
     first, second = request.data
-    assert first.tokens.dtype == np.int32
-    assert first.tokens.tolist() == [1, 2, 3]
+    assert first.model_input.text().dtype == np.int32
+    assert first.model_input.text().tolist() == [1, 2, 3]
     assert {name: value.dtype for name, value in first.loss_inputs.items()} == {
         "target_tokens": np.int64,
         "weights": np.float32,
@@ -82,7 +84,7 @@ def test_a_request_of_the_sdk() -> None:
 def test_chunks_of_a_prompt_are_joined() -> None:
     chunks = [tinker.EncodedTextChunk(tokens=[1, 2]), tinker.EncodedTextChunk(tokens=[3])]
     (only,) = decode_sdk([tinker.Datum(model_input=tinker.ModelInput(chunks=chunks), loss_fn_inputs={})]).data
-    assert only.tokens.tolist() == [1, 2, 3]
+    assert only.model_input.text().tolist() == [1, 2, 3]
 
 
 def test_soft_targets_of_the_sdk_dense_and_sparse() -> None:
@@ -125,13 +127,33 @@ def test_old_numeric_settings_are_read_and_new_ones_win() -> None:
     assert decode_pass(message.SerializeToString(), PROTOBUF).loss_config == {"a": 1.0, "b": 3.0}
 
 
-def test_images_are_refused_with_their_place() -> None:
-    image = tinker.types.ImageChunk(data=b"x", format="png", expected_tokens=1)
+IMAGE = {"type": "image", "data": base64.b64encode(b"\x89PNG").decode(), "format": "png", "expected_tokens": 7}
+SEEING = {"model_input": {"chunks": [{"tokens": [1]}, IMAGE]}, "loss_fn_inputs": {}}
+
+
+def test_images_are_read() -> None:
+    image = tinker.types.ImageChunk(data=b"\x89PNG", format="png", expected_tokens=7)
     prompt = tinker.ModelInput(chunks=[tinker.EncodedTextChunk(tokens=[1]), image])
-    request = decode_sdk([datum([1]), tinker.Datum(model_input=prompt, loss_fn_inputs={})])
-    with pytest.raises(BadRequestError, match="text only") as caught:
+    new = decode_sdk([tinker.Datum(model_input=prompt, loss_fn_inputs={})])
+    old = decode_pass(as_json(content={"data": [SEEING]}), JSON)
+    for (seeing,) in (new.data, old.data):
+        assert seeing.model_input.chunks[1] == ImageChunk(b"\x89PNG", "png", 7)
+        assert seeing.model_input.num_tokens == 8
+        with pytest.raises(BadRequestError, match="text only") as caught:
+            seeing.model_input.text()
+        assert caught.value.field == f"{seeing.model_input.where}.chunks[1]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [({"data": "a"}, "data"), ({"data": None}, "data"), ({"expected_tokens": 1.5}, "expected_tokens")],
+)
+def test_damaged_images_are_refused_with_their_place(changes: dict[str, Any], field: str) -> None:
+    chunks = [{"tokens": [1]}, IMAGE | changes]
+    request = decode_pass(as_json(content={"data": [{"model_input": {"chunks": chunks}}]}), JSON)
+    with pytest.raises(BadRequestError) as caught:
         list(request.data)
-    assert (caught.value.field, caught.value.datum) == ("data[1].model_input.chunks[1]", 1)
+    assert (caught.value.field, caught.value.datum) == (f"data[0].model_input.chunks[1].{field}", 0)
 
 
 @pytest.mark.parametrize("seq_id", [0, -1])
@@ -162,7 +184,7 @@ def test_json_with_nothing_but_what_the_user_set() -> None:
     request = decode_pass(as_json(content={"loss_fn_config": None}, later_field=1), JSON)
     assert (request.model_id, request.seq_id, request.forward_only) == ("s:train:0", 3, False)
     (only,) = request.data
-    assert only.tokens.tolist() == [5, 6]
+    assert only.model_input.text().tolist() == [5, 6]
     assert only.loss_inputs["target_tokens"].dtype == np.int64
 
 

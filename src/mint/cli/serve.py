@@ -31,10 +31,21 @@ from mint.config import (
 )
 from mint.errors import MintError
 from mint.observability.logs import LogFormat, configure
+from mint.openpi import OPENPI_FAST_MODEL
 from mint.tiny import NAME, model_path
+from mint.tiny_vla import NAME as TINY_VLA
+from mint.tiny_vla import model_path as policy_path
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+
+LOCATIONS = {
+    NAME: str(model_path()),
+    TINY_VLA: str(policy_path(16)),
+    f"{TINY_VLA}-256": str(policy_path(256)),
+    OPENPI_FAST_MODEL: "lerobot/pi0fast-base",
+}
+"""Where models lie that are built in, or are not called as on the hub."""
 
 console = Console(stderr=True, highlight=False, soft_wrap=True)
 
@@ -54,7 +65,9 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     data_dir: Annotated[Path, typer.Option(help="Database and checkpoints.")] = DEFAULT_DATA_DIR,
     model: Annotated[
         list[str] | None,
-        typer.Option(help=f"NAME or NAME=PATH: a Hugging Face name or a local folder; repeatable. None means {NAME}."),
+        typer.Option(
+            help=f"NAME or NAME=PATH: a Hugging Face name, a folder or a built-in one; repeatable. None means {NAME}."
+        ),
     ] = None,
     api_key: Annotated[
         list[str] | None,
@@ -166,10 +179,10 @@ def _stop(message: str) -> NoReturn:
 
 
 def model_source(entry: str) -> ModelSource:
-    """`NAME` is its own location, but for the built-in model; `NAME=PATH` gives one."""
+    """`NAME` is its own location, but for those of `LOCATIONS`; `NAME=PATH` gives another, or such a name again."""
     name, separator, location = entry.partition("=")
-    default = str(model_path()) if name == NAME else name
-    return ModelSource(name, location if separator else default)
+    wanted = location if separator else name
+    return ModelSource(name, LOCATIONS.get(wanted, wanted))
 
 
 async def _run(mine: Held) -> None:

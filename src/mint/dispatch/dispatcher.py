@@ -53,6 +53,11 @@ class Dispatcher:
         if run_id in self._streams:
             self._start(self._unload(run_id, self._streams[run_id][1]))
 
+    async def release(self, run_id: str) -> None:
+        """As `unload`; returns once it is free."""
+        if run_id in self._streams:
+            await asyncio.shield(self._start(self._unload(run_id, self._streams[run_id][1])))
+
     async def close(self) -> None:
         """Stop dispatching. Results that have come are written; what is unfinished stays in the journal."""
         for task in self._tasks:
@@ -61,10 +66,11 @@ class Dispatcher:
             async with asyncio.timeout(CLOSE_SECONDS):
                 await asyncio.gather(*(stream.stop() for _, stream in self._streams.values()))
 
-    def _start(self, work: Coroutine[None, None, None]) -> None:
+    def _start(self, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def _stream(self, run_id: str, model: str) -> RunStream:
         if run_id not in self._streams:

@@ -183,6 +183,10 @@ class SampleQueue:
         """The request ids of a client's samples."""
         return [ticket.request_id for ticket in self._tickets() if ticket.client == client]
 
+    def of_request(self, request_id: str) -> list[str]:
+        """The names under which the samples of a request are here: its own, or those of its parts."""
+        return [ticket.request_id for ticket in self._tickets() if ticket.request_id.partition("/")[0] == request_id]
+
     def revisions(self) -> set[str]:
         """The keys of the revisions that samples here read."""
         revisions = (ticket.command.revision for ticket in self._tickets())

@@ -12,12 +12,20 @@ import hashlib
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 
-from mint.engine.core import Int32Array
+from mint.engine.core import Int32Array, Sample
 
 
 def root_key(revision: str | None) -> bytes:
     """The key before the first block of a sequence; None is the base model."""
     return _digest(b"base" if revision is None else b"revision " + revision.encode())
+
+
+def seeing_key(before: bytes, command: Sample) -> bytes:
+    """The key before the first block of a prompt whose tokens see more than those before them: images, or all of it."""
+    if command.images:
+        places = b"".join(placed.start.to_bytes(8, "big") + placed.image.key for placed in command.images)
+        before = _digest(b"images" + before + places)
+    return _digest(b"whole" + before + command.prompt.tobytes()) if command.whole else before
 
 
 def next_key(before: bytes, tokens: Int32Array) -> bytes:

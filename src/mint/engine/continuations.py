@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from mint.engine.adapters import Adapter
-from mint.engine.blocks import next_key, root_key
+from mint.engine.blocks import next_key, root_key, seeing_key
 from mint.engine.constraints import ConstraintState
 from mint.engine.core import (
     FloatArray,
+    Image,
     Int32Array,
+    Int64Array,
     Progress,
     PromptAnswer,
     Sample,
@@ -21,6 +23,7 @@ from mint.engine.core import (
     StopReason,
     TopLogprobs,
 )
+from mint.engine.paged_attention import Chunk
 from mint.engine.prompt_scores import PromptScores
 from mint.errors import MintError
 
@@ -112,10 +115,24 @@ class Continuation:
         """Of its first `count` blocks, all of them full."""
         while len(self._keys) < count:
             start = len(self._keys) * block_size
-            revision = self.request.command.revision
-            before = self._keys[-1] if self._keys else root_key(revision.key if revision else None)
+            before = self._keys[-1] if self._keys else self._root_key()
             self._keys.append(next_key(before, self.text(start, start + block_size)))
         return self._keys[:count]
+
+    def _root_key(self) -> bytes:
+        command = self.request.command
+        return seeing_key(root_key(command.revision.key if command.revision else None), command)
+
+    def chunk(self, start: int, stop: int) -> Chunk:
+        """These tokens, to be computed into its blocks."""
+        return Chunk(start, stop, self.blocks, len(self.request.command.prompt) if self.request.command.whole else 0)
+
+    def image_places(self, chunk: Chunk, row: int) -> Iterator[tuple[Int64Array, Image, int]]:
+        """The images of which a chunk has tokens: their rows in a batch where it begins with `row`, and from which."""
+        for placed in self.request.command.images:
+            first, stop = max(chunk.start, placed.start), min(chunk.stop, placed.start + placed.num_tokens)
+            if first < stop:
+                yield np.arange(first, stop) + (row - chunk.start), placed.image, first - placed.start
 
     def sibling(self, index: int, blocks: list[int]) -> Continuation:
         """Another sample of the prompt that this one has computed."""

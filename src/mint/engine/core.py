@@ -22,6 +22,8 @@ Int64Array: TypeAlias = npt.NDArray[np.int64]
 FloatArray: TypeAlias = npt.NDArray[np.float32]
 LossInput: TypeAlias = npt.NDArray[np.float32] | npt.NDArray[np.int64]
 
+Uint8Array: TypeAlias = npt.NDArray[np.uint8]
+
 StopReason = Literal["stop", "length"]
 
 
@@ -36,12 +38,33 @@ class LoraSite:
 
 
 @dataclass(frozen=True)
+class VisionInfo:
+    """How a model takes an image: `size` × `size` pixels, which become `tokens_per_image` tokens."""
+
+    size: int
+    tokens_per_image: int
+
+
+@dataclass(frozen=True)
+class PolicyInfo:
+    """What a robot policy acts with: chunks of `horizon` actions of `action_dim` numbers, written as FAST tokens.
+
+    The folders have the text's `tokenizer.json`, and the codec's beside its `processor_config.json`.
+    """
+
+    horizon: int
+    action_dim: int
+    tokenizer_folder: Path
+    codec_folder: Path
+
+
+@dataclass(frozen=True)
 class ModelInfo:
     """What a served base model is. Filled by the engine worker once it has loaded the model.
 
     `tokenizer` is what clients load it from: a folder of this machine, or a Hugging Face name. `stop_token_ids` end a
     sample when the request does not say where to stop. `max_sample_length` bounds prompt and sample together: the
-    context, or what the key/value cache holds, whichever is less.
+    context, or what the key/value cache holds, whichever is less. A model with a `policy` acts instead of writing.
     """
 
     name: str
@@ -54,6 +77,8 @@ class ModelInfo:
     max_lora_rank: int
     num_parameters: int
     lora_sites: tuple[LoraSite, ...] = ()
+    vision: VisionInfo | None = None
+    policy: PolicyInfo | None = None
 
     @property
     def capacity(self) -> str:
@@ -99,15 +124,38 @@ class AdamParams:
 
 
 @dataclass(frozen=True)
+class Image:
+    """`pixels` uint8 RGB (size, size, 3), as the model takes them; `key` is a digest of these."""
+
+    pixels: Uint8Array
+    key: bytes
+
+
+@dataclass(frozen=True)
+class PlacedImage:
+    """An image in a sequence: it stands in the place of `num_tokens` tokens from `start` on, whatever they are."""
+
+    start: int
+    num_tokens: int
+    image: Image
+
+
+@dataclass(frozen=True)
 class Datum:
     """One training sequence: `tokens` int32 (N,) and the loss's inputs by name.
 
     Each is int64 or float32, of shape (N,); the targets and weights of cross_entropy may be (N, K), K targets for each
-    position. The inputs of a custom loss may also be scalars, shape ().
+    position. The inputs of a custom loss may also be scalars, shape (). Fewer targets than tokens, (T,), are those of
+    the last T positions.
+
+    Attributes:
+        blocks: int32 (N,), never falling: token i sees token j iff blocks[j] ≤ blocks[i]. None is causal.
     """
 
     tokens: Int32Array
     loss_inputs: dict[str, LossInput]
+    images: tuple[PlacedImage, ...] = ()
+    blocks: Int32Array | None = None
 
 
 @dataclass(frozen=True)
@@ -207,6 +255,7 @@ class ForwardBackward:
     """A pass over some datums; gradients are added to the run's, unless `forward_only`.
 
     `loss_graph` is what `loss_fn` "custom" computes; `rollout_correction` what the run corrects importance sampling by.
+    The loss is the sum over all datums; with `is_mean`, whose weights have been made so, it is the mean of the datums'.
     """
 
     run_id: str
@@ -216,6 +265,7 @@ class ForwardBackward:
     forward_only: bool = False
     loss_graph: LossGraph | None = None
     rollout_correction: RolloutCorrection | None = None
+    is_mean: bool = False
 
     @property
     def num_tokens(self) -> int:
@@ -309,7 +359,7 @@ class Sample:
     """Draw `num_samples` continuations of `prompt` int32 (L,) from a revision; None is the base model.
 
     `top_logprobs`: how many of the likeliest tokens to tell at each drawn position. With `stream`, `Progress` comes
-    before the answer.
+    before the answer. Of a `whole` prompt each token sees all others, also those behind it.
     """
 
     revision: Revision | None
@@ -319,6 +369,15 @@ class Sample:
     query: PromptQuery = PromptQuery()
     top_logprobs: int = 0
     stream: bool = False
+    images: tuple[PlacedImage, ...] = ()
+    whole: bool = False
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """Several samples that one operation asks for; a worker is sent each by itself."""
+
+    samples: tuple[Sample, ...]
 
 
 @dataclass(frozen=True)
@@ -348,6 +407,8 @@ TrainingCommand: TypeAlias = (
     | UnloadRun
 )
 Command: TypeAlias = TrainingCommand | Sample | Interpolate | Cancel
+Planned: TypeAlias = Command | SampleBatch
+"""What an operation is carried out by."""
 
 
 # --- results ------------------------------------------------------------------------------------------------
@@ -446,13 +507,20 @@ class Sampled:
 
 
 @dataclass(frozen=True)
+class SampledBatch:
+    """The results of a `SampleBatch`, in order."""
+
+    results: tuple[Sampled, ...]
+
+
+@dataclass(frozen=True)
 class Progress:
     """What a streamed sample has drawn since the last one: by the sequence's index, tokens, log-probabilities, top."""
 
     drawn: dict[int, tuple[Int32Array, FloatArray, TopLogprobs | None]]
 
 
-Result: TypeAlias = RunReady | Passed | Distilled | Stepped | Saved | Unloaded | Sampled
+Result: TypeAlias = RunReady | Passed | Distilled | Stepped | Saved | Unloaded | Sampled | SampledBatch
 OnProgress: TypeAlias = Callable[[Progress], None]
 
 

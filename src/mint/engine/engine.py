@@ -49,6 +49,7 @@ from mint.engine.distillation import Distillation
 from mint.engine.failures import FATAL, refusal
 from mint.engine.files import write_folder
 from mint.engine.generator import Generator
+from mint.engine.image_cache import ImageCache
 from mint.engine.interpolation import interpolate
 from mint.engine.revisions import RevisionCache
 from mint.engine.scheduler import Passes, Scheduler, Single
@@ -79,8 +80,9 @@ class Engine:
         self._sites, self._name = model.sites, name
         self._files = ThreadPoolExecutor(1, thread_name_prefix="files")
         self._scheduler = Scheduler(config.max_batch_tokens, config.max_resident_runs)
-        self._trainer = Trainer(model, name, config)
-        self._generator = Generator(model, config, token_bytes, constraints)
+        images = ImageCache(model.images, config.image_cache_bytes)
+        self._trainer = Trainer(model, name, config, images)
+        self._generator = Generator(model, config, token_bytes, constraints, images)
         self._revisions = RevisionCache(model.sites, model.device, config.revision_cache_bytes)
         self._passes: tuple[tuple[int, ...], PassExecution | Distillation] | None = None
         self._to_retry: deque[tuple[int, ForwardBackward]] = deque()

@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from typing import TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from mint.engine.constraints import ConstraintCompiler, mask_logits
 from mint.engine.continuations import Continuation, Request
 from mint.engine.core import FloatArray, Int32Array, Progress, Sample, Sampled, StopReason
 from mint.engine.failures import FATAL, refusal
+from mint.engine.image_cache import ImageCache
 from mint.engine.kv_cache import KVCache
 from mint.engine.packing import adapter_segments
 from mint.engine.paged_attention import PagedAttention
@@ -48,8 +50,10 @@ class Generator:
         config: EngineConfig,
         token_bytes: Sequence[bytes],
         constraints: ConstraintCompiler,
+        images: ImageCache,
     ) -> None:
         self._model = model
+        self._images = images
         self._token_bytes = token_bytes
         self._constraints = constraints
         self._cache = KVCache(model, config)
@@ -142,7 +146,11 @@ class Generator:
         plan = PagedAttention(self._cache, [chunk for _, chunk in work], device)
         lengths = [chunk.stop - chunk.start for _, chunk in work]
         segments = adapter_segments([c.request.adapter for c, _ in work], lengths)
-        return self._model.hidden_states(tokens.long().to(device), positions.to(device), plan, segments)
+        starts = np.cumsum([0, *lengths]).tolist()
+        rows = zip(work, starts, strict=False)
+        places = [place for (c, chunk), row in rows for place in c.image_places(chunk, row)]
+        inserts = self._images.inserts(places, device)
+        return self._model.hidden_states(tokens.long().to(device), positions.to(device), plan, segments, inserts)
 
     def _score_prompts(self, work: Sequence[Work], hidden: Tensor) -> None:
         """Answer what is asked about prompts of which a piece was computed."""

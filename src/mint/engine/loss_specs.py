@@ -81,7 +81,7 @@ def check_forward_backward(command: ForwardBackward, model: ModelInfo) -> Forwar
         check_custom_size(command.loss_graph, len(command.data))
     command = replace(
         command,
-        loss_config=_check_config(command, spec),
+        loss_config=check_config(command, spec),
         rollout_correction=command.rollout_correction if command.loss_fn == "importance_sampling" else None,
     )
     data = [_check_datum(index, command, spec, model) for index in range(len(command.data))]
@@ -108,7 +108,12 @@ def _spec(command: ForwardBackward) -> LossSpec:
     return replace(clips, optional=("mask",), per_token=correction.per_token)
 
 
-def _check_config(command: ForwardBackward, spec: LossSpec) -> dict[str, float]:
+def check_config(command: ForwardBackward, spec: LossSpec) -> dict[str, float]:
+    """The settings of a pass, defaults filled in.
+
+    Raises:
+        BadRequestError: one is unknown, or is not finite, or below 0.
+    """
     for name, value in command.loss_config.items():
         where = f"loss_fn_config.{name}"
         if name not in spec.config:
@@ -127,9 +132,10 @@ def _check_datum(index: int, command: ForwardBackward, spec: LossSpec, model: Mo
     check_input_tokens(datum.tokens, model, f"{path}.model_input", index)
     targets = _check_targets(index, datum, spec, model)
     if command.loss_graph is not None:
-        return Datum(datum.tokens, {**check_custom_inputs(index, datum, command.loss_graph), "target_tokens": targets})
+        custom = check_custom_inputs(index, datum, command.loss_graph)
+        return replace(datum, loss_inputs={**custom, "target_tokens": targets})
     inputs: dict[str, LossInput] = {"target_tokens": targets, "weights": np.ones(targets.shape, np.float32)}
-    _refuse_settings(index, datum, spec)
+    refuse_settings(index, datum, spec)
     for name in ("weights", *spec.required, *spec.optional, *spec.per_token_settings):
         value = datum.loss_inputs.get(name)
         where = f"{path}.loss_fn_inputs.{name}"
@@ -138,19 +144,24 @@ def _check_datum(index: int, command: ForwardBackward, spec: LossSpec, model: Mo
         elif name in spec.required:
             raise BadRequestError("is missing", field=where, datum=index)
     if spec.per_token_settings:
-        _check_clip(index, inputs, command.loss_config)
+        check_clip(index, inputs, command.loss_config)
     if command.rollout_correction is not None and "mask" not in inputs:
         mask = response_tokens(*(inputs[name] for name in ("weights", *POLICY_INPUTS)))
         inputs["mask"] = mask.astype(np.float32)
-    return Datum(datum.tokens, inputs)
+    return replace(datum, loss_inputs=inputs)
 
 
 def _with_settings(datum: Datum, settings: Mapping[str, float]) -> Datum:
     filled = {name: np.full(len(datum.tokens), value, np.float32) for name, value in settings.items()}
-    return Datum(datum.tokens, {**filled, **datum.loss_inputs})
+    return replace(datum, loss_inputs={**filled, **datum.loss_inputs})
 
 
-def _refuse_settings(index: int, datum: Datum, spec: LossSpec) -> None:
+def refuse_settings(index: int, datum: Datum, spec: LossSpec) -> None:
+    """Refuse inputs that stand for a setting which is the whole request's.
+
+    Raises:
+        BadRequestError: there is one.
+    """
     for name in spec.config:
         if name in datum.loss_inputs and name not in spec.per_token_settings:
             raise BadRequestError(
@@ -224,8 +235,12 @@ def check_numbers(where: str, index: int, name: str, value: LossInput, shape: tu
     return value.astype(np.float32, copy=False)
 
 
-def _check_clip(index: int, inputs: Mapping[str, LossInput], config: Mapping[str, float]) -> None:
-    """The lower threshold of a token, its own or the configured one, must not exceed the upper."""
+def check_clip(index: int, inputs: Mapping[str, LossInput], config: Mapping[str, float]) -> None:
+    """The lower threshold of a token, its own or the configured one, must not exceed the upper.
+
+    Raises:
+        BadRequestError: it does.
+    """
     own = [name for name in CLIP if name in inputs]
     low, high = (np.asarray(inputs.get(name, config[name]), np.float32) for name in CLIP)
     crossed = low > high

@@ -47,7 +47,8 @@ class BatchObjective:
     ) -> None:
         targets = [item.datum.loss_inputs["target_tokens"] for item in items]
         sizes = [target.size for target in targets]
-        spread = [np.repeat(r, target.size // len(r)) for r, target in zip(rows, targets, strict=True)]
+        predicting = [r[len(r) - len(target) :] for r, target in zip(rows, targets, strict=True)]
+        spread = [np.repeat(r, target.size // len(r)) for r, target in zip(predicting, targets, strict=True)]
         unsorted = np.concatenate(spread)
         self._order = np.argsort(unsorted, kind="stable")
         ordered = unsorted[self._order]

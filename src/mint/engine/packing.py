@@ -17,7 +17,7 @@ from torch import Tensor
 from mint.engine.adapters import Adapter
 from mint.engine.core import Int32Array, Int64Array
 from mint.engine.prefixes import MIN_SHARED, common_prefix, sharing_order
-from mint.models.attention import AttentionPlan, PackedCausal, Prefix
+from mint.models.attention import AttentionPlan, Blocks, PackedCausal, Prefix
 from mint.models.segments import Segment
 
 
@@ -84,12 +84,18 @@ def pack(items: Sequence[Packable], device: torch.device) -> PackedBatch:
     )
 
 
-def pack_shared(items: Sequence[Sharable], device: torch.device) -> PackedBatch:
-    """Pack `items`, of which those of an adapter stand together; what one shares with that before it is there once."""
+def pack_shared(
+    items: Sequence[Sharable], device: torch.device, blocks: Sequence[Blocks | None] | None = None
+) -> PackedBatch:
+    """Pack `items`, of which those of an adapter stand together; what one shares with that before it is there once.
+
+    Args:
+        blocks: of each item, None for one that is causal. A family may only share what is so for all of it.
+    """
     layout = _SharedLayout()
     for item in items:
         layout.add(item)
-    return layout.packed(device)
+    return layout.packed(device, blocks or [None] * len(items))
 
 
 @dataclass(frozen=True)
@@ -152,19 +158,25 @@ class _SharedLayout:
             stop = above.row + branch.start - above.start
             self._prefixes.append(Prefix(above.row, stop, branch.first, self.num_tokens))
 
-    def packed(self, device: torch.device) -> PackedBatch:
+    def packed(self, device: torch.device, blocks: Sequence[Blocks | None]) -> PackedBatch:
         """The batch, once everything is added."""
         while len(self._open) > 1:
             self._close(self._open.pop())
-        new = [(item, start) for item, start in zip(self._items, self._starts, strict=True) if start < len(item.tokens)]
-        lengths = [len(item.tokens) - start for item, start in new]
+        all_items = zip(self._items, self._starts, blocks, strict=True)
+        new = [(item, start, own) for item, start, own in all_items if start < len(item.tokens)]
+        lengths = [len(item.tokens) - start for item, start, _ in new]
         return PackedBatch(
-            _to_device(np.concatenate([item.tokens[start:] for item, start in new]), device),
-            _to_device(np.concatenate([np.arange(start, len(item.tokens)) for item, start in new]), device),
-            adapter_segments([item.adapter for item, _ in new], lengths),
+            _to_device(np.concatenate([item.tokens[start:] for item, start, _ in new]), device),
+            _to_device(np.concatenate([np.arange(start, len(item.tokens)) for item, start, _ in new]), device),
+            adapter_segments([item.adapter for item, _, _ in new], lengths),
             self._rows,
-            PackedCausal(lengths, self._prefixes),
+            PackedCausal(lengths, self._prefixes, [_unless_causal(own, start) for _, start, own in new]),
         )
+
+
+def _unless_causal(blocks: Blocks | None, start: int) -> Blocks | None:
+    """The blocks from `start` on, where there is one of several tokens among them."""
+    return None if blocks is None or (np.diff(blocks[start:]) > 0).all() else blocks[start:]
 
 
 def _to_device(array: Int32Array | Int64Array, device: torch.device) -> Tensor:

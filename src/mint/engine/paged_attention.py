@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mint.engine.kv_cache import KVCache
 from mint.models import flash
-from mint.models.attention import PackedCausal, merge
+from mint.models.attention import Blocks, PackedCausal, merge
 from mint.models.flash import Answer, Attend, Block
 from mint.models.threads import WIDE
 
@@ -34,17 +34,26 @@ WASTE = 2.0
 class Chunk:
     """Tokens start ≤ t < stop of a sequence that are to be computed, and the blocks for all up to stop.
 
-    Where it is more than one token, all before `start` lie in full blocks.
+    Where it is more than one token, all before `start` lie in full blocks. Its first `whole` tokens see each other all,
+    and are then computed together, as far as they were not before.
     """
 
     start: int
     stop: int
     blocks: Sequence[int]
+    whole: int = 0
 
     @property
     def is_single(self) -> bool:
         """Whether it is one token, as of a sequence that is past its prompt."""
         return self.stop - self.start == 1
+
+    @property
+    def sight(self) -> Blocks | None:
+        """See `mint.models.attention.Blocks`; None is causal."""
+        if self.start >= self.whole:
+            return None
+        return np.maximum(np.arange(self.start, self.stop) - (self.whole - 1), 0).astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -91,7 +100,8 @@ class PagedAttention:
         self._singles = list(takewhile(lambda chunk: chunk.is_single, chunks))
         self._pieces = chunks[len(self._singles) :]
         assert not any(piece.is_single for piece in self._pieces), "single tokens come first"
-        self._causal = PackedCausal([piece.stop - piece.start for piece in self._pieces])
+        lengths = [piece.stop - piece.start for piece in self._pieces]
+        self._causal = PackedCausal(lengths, blocks=[piece.sight for piece in self._pieces])
         self._piece_rows = list(_rows_of(self._pieces))
         self._contexts = [common for common in self._contexts_of_pieces() if common.blocks]
         self._slots = torch.from_numpy(np.concatenate([self._slots_of(chunk) for chunk in chunks])).to(device)

@@ -9,13 +9,13 @@ conversation, each of which ends or turns aside somewhere along the longest, are
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from mint.engine.core import Int32Array
+from mint.engine.core import Datum, Int32Array
 
 MIN_SHARED = 16
 """Tokens that a block of attention must save; for fewer it costs more than they do."""
@@ -71,3 +71,20 @@ def common_prefix(a: Int32Array, b: Int32Array) -> int:
     differ = np.flatnonzero(a[:length] != b[:length])
     common = int(differ[0]) if len(differ) else length
     return common if common >= MIN_SHARED else 0
+
+
+def family(owner: int, index: int, datum: Datum, window: int | None) -> Hashable:
+    """What tells datums apart that must not share a beginning; those of a pass, `owner`, may.
+
+    A window narrower than the datum hides some of the beginning from some. Datums with images share if these are the
+    same; those with blocks, if all that is not causal is their first block, and that is the same.
+    """
+    if window is not None and len(datum.tokens) > window:
+        return owner, index
+    images = tuple((placed.start, placed.image.key) for placed in datum.images)
+    if datum.blocks is None:
+        return (owner, images) if images else owner
+    whole = int(np.searchsorted(datum.blocks, datum.blocks[0], side="right"))
+    if not (np.diff(datum.blocks[whole:]) > 0).all():
+        return owner, index
+    return owner, images, datum.tokens[:whole].tobytes()

@@ -94,7 +94,7 @@ class SampleSchedule:
                 break  # it had to give its blocks to an older one
             stop = self._stop_of_chunk(continuation, continuation.computed, budget)
             if stop is not None and self._make_room(continuation, stop):
-                chunk = Chunk(continuation.computed, stop, continuation.blocks)
+                chunk = continuation.chunk(continuation.computed, stop)
                 budget -= 0 if chunk.is_single else stop - chunk.start
                 work.append(Work(continuation, chunk))
         work += self._admit(budget)
@@ -103,8 +103,12 @@ class SampleSchedule:
     def _stop_of_chunk(self, continuation: Continuation, start: int, budget: int) -> int | None:
         """How far it is computed from `start` on in this step, with `budget` tokens left; None for not at all.
 
-        One token is always allowed; pieces of a prompt end with a block.
+        One token is always allowed; pieces of a prompt end with a block. A whole prompt is not cut: it takes more than
+        is left, if anything is.
         """
+        command = continuation.request.command
+        if command.whole and start < len(command.prompt):
+            return continuation.num_tokens if budget > 0 else None
         if continuation.num_tokens - start <= max(1, budget):
             return continuation.num_tokens
         stop = (start + budget) // self._size * self._size
@@ -143,7 +147,7 @@ class SampleSchedule:
             continuation.request.note_cached(start)
             under_way |= self._keys_to_compute(continuation)
             budget -= stop - start
-            yield Work(continuation, Chunk(start, stop, continuation.blocks))
+            yield Work(continuation, continuation.chunk(start, stop))
 
     def _work_of_suspect(self, suspect: Request) -> list[Work]:
         """A request from its beginning, while nothing else runs. Where that goes well, it is like any other."""

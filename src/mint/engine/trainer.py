@@ -17,19 +17,31 @@ import torch
 
 from mint.config import EngineConfig
 from mint.engine.adapters import Adapter, save_adapter
-from mint.engine.core import AdamParams, FloatArray, ForwardBackward, LoraShape, Passed, ReverseKL
+from mint.engine.core import (
+    AdamParams,
+    FloatArray,
+    ForwardBackward,
+    Image,
+    Int64Array,
+    LoraShape,
+    Passed,
+    ReverseKL,
+)
 from mint.engine.corrections import batch_scale
 from mint.engine.distillation import Distillation
 from mint.engine.failures import LostRunError
+from mint.engine.image_cache import ImageCache
 from mint.engine.loads import check_pass_work, loss_load
 from mint.engine.loss_parts import Item, Survey, Tally
 from mint.engine.loss_refusals import overflow
 from mint.engine.objective import BatchObjective, combined
 from mint.engine.optimizer import TrainableAdapter
 from mint.engine.packing import PackedBatch, micro_batches, pack_shared
+from mint.engine.prefixes import family
 from mint.engine.residency import Residents
 from mint.errors import MintError
 from mint.models.causal_lm import CausalLM
+from mint.models.vision import Insert
 
 T = TypeVar("T")
 
@@ -37,9 +49,10 @@ T = TypeVar("T")
 class Trainer:
     """All runs that are resident on one base model."""
 
-    def __init__(self, model: CausalLM, name: str, config: EngineConfig) -> None:
+    def __init__(self, model: CausalLM, name: str, config: EngineConfig, images: ImageCache) -> None:
         self._model = model
         self._name = name
+        self._images = images
         self._max_batch_tokens = config.max_batch_tokens
         folder = config.scratch_dir / quote(name, safe="") if config.scratch_dir is not None else None
         self._runs = Residents(config.max_resident_runs, folder)
@@ -117,12 +130,16 @@ class Trainer:
         # side by side in the batch as in memory: then short segments need no copies
         place = {run_id: run.adapter.flat.data_ptr() for run_id, run in runs.items()}
         owners = sorted(range(len(passes)), key=lambda owner: place[passes[owner].run_id])
-        items = [
-            Item(owner, index, runs[passes[owner].run_id].adapter, datum, self._family(owner, index, len(datum.tokens)))
-            for owner in owners
-            for index, datum in enumerate(passes[owner].data)
-        ]
-        return PassExecution(self._model, passes, items, self._max_batch_tokens, list(runs.values()))
+        items = [item for owner in owners for item in self._items(owner, passes[owner], runs[passes[owner].run_id])]
+        return PassExecution(self._model, passes, items, self._max_batch_tokens, list(runs.values()), self._images)
+
+    def _items(self, owner: int, command: ForwardBackward, run: TrainableAdapter) -> list[Item]:
+        """The datums of a pass, families together."""
+        window = self._model.narrowest_window
+        families = [family(owner, index, datum, window) for index, datum in enumerate(command.data)]
+        place = {each: number for number, each in enumerate(dict.fromkeys(families))}
+        order = sorted(range(len(families)), key=lambda index: place[families[index]])
+        return [Item(owner, index, run.adapter, command.data[index], families[index]) for index in order]
 
     def distill(self, command: ReverseKL, reference: Adapter | None) -> Distillation:
         """Begin a reverse-KL pass.
@@ -131,11 +148,6 @@ class Trainer:
             NotFoundError: there is no such run.
         """
         return Distillation(self._model, self.run(command.run_id), command, reference, self._max_batch_tokens)
-
-    def _family(self, owner: int, index: int, length: int) -> object:
-        """Datums of a pass share beginnings, unless a window narrower than they are hides some from some."""
-        window = self._model.narrowest_window
-        return owner if window is None or length <= window else (owner, index)
 
 
 class PassExecution:
@@ -153,9 +165,11 @@ class PassExecution:
         items: Sequence[Item],
         max_tokens: int,
         runs: Sequence[TrainableAdapter],
+        images: ImageCache,
     ) -> None:
         self.passes = passes
         self._model = model
+        self._images = images
         self._forward_only = passes[0].forward_only
         self._marks = [] if self._forward_only else [(run, run.mark()) for run in runs]
         self._tallies = [Tally() for _ in passes]
@@ -187,15 +201,17 @@ class PassExecution:
         if not self._to_survey.is_empty:
             self._survey(self._to_survey.take())
             return
-        objective, batch = self._prepared(self._parts.take())
+        objective, batch, inserts = self._prepared(self._parts.take())
         if self._forward_only:
-            logprobs = self._logprobs_of(batch, objective)
+            logprobs = self._logprobs_of(batch, inserts, objective)
             objective.evaluate(logprobs)
         else:
             head_pass = partial(
                 self._model.head.minimise, pairs=objective.pairs, segments=batch.segments, objective=objective
             )
-            logprobs = self._model.backward(batch.tokens, batch.positions, batch.plan, batch.segments, head_pass)
+            logprobs = self._model.backward(
+                batch.tokens, batch.positions, batch.plan, batch.segments, head_pass, inserts
+            )
         for owner, tally in objective.tallies():
             self._tallies[owner].add(tally)
             check_pass_work(self._tallies[owner].work)
@@ -220,14 +236,16 @@ class PassExecution:
         """One per pass, in order, once `done`."""
         return [self._result(owner, command) for owner, command in enumerate(self.passes)]
 
-    def _prepared(self, items: Sequence[Item]) -> tuple[BatchObjective, PackedBatch]:
-        batch = pack_shared(items, self._model.device)
-        return BatchObjective(self.passes, items, batch.rows, self._weight_scales, self._model.device), batch
+    def _prepared(self, items: Sequence[Item]) -> tuple[BatchObjective, PackedBatch, list[Insert]]:
+        device = self._model.device
+        batch = pack_shared(items, device, [item.datum.blocks for item in items])
+        inserts = self._images.inserts(list(_image_places(items, batch)), device)
+        return BatchObjective(self.passes, items, batch.rows, self._weight_scales, device), batch, inserts
 
     def _survey(self, items: Sequence[Item]) -> None:
         """Normalising the weights of a pass needs the log-probabilities of all its tokens before the first gradient."""
-        objective, batch = self._prepared(items)
-        for owner, survey in objective.survey(self._logprobs_of(batch, objective)):
+        objective, batch, inserts = self._prepared(items)
+        for owner, survey in objective.survey(self._logprobs_of(batch, inserts, objective)):
             self._surveys.setdefault(owner, []).append(survey)
         if self._to_survey.is_empty:
             for owner in self._normalised:
@@ -235,17 +253,29 @@ class PassExecution:
                 assert config is not None
                 self._weight_scales[owner] = batch_scale(whole.weight, whole.counted, whole.datums, config)
 
-    def _logprobs_of(self, batch: PackedBatch, objective: BatchObjective) -> torch.Tensor:
-        hidden = self._model.hidden_states(batch.tokens, batch.positions, batch.plan, batch.segments)
+    def _logprobs_of(self, batch: PackedBatch, inserts: Sequence[Insert], objective: BatchObjective) -> torch.Tensor:
+        hidden = self._model.hidden_states(batch.tokens, batch.positions, batch.plan, batch.segments, inserts)
         return self._model.head.logprobs(hidden, objective.pairs, batch.segments)
 
     def _result(self, owner: int, command: ForwardBackward) -> Passed:
         """`loss:mean` is per datum: the SDK's weighted mean over chunks is then the mean per datum again."""
         tally, count = self._tallies[owner], len(command.data)
-        metrics = {"loss:sum": tally.loss, "loss:mean": tally.loss / count}
+        total = tally.loss * count if command.is_mean else tally.loss
+        metrics = {"loss:sum": total, "loss:mean": total / count}
         metrics["num_tokens:sum"] = float(command.num_tokens)
         metrics |= {name: tally.sums[name] / (tally.counts[name] or 1.0) for name in tally.sums}
         return Passed(tuple(self._logprobs[owner, index] for index in range(count)), metrics)
+
+
+def _image_places(items: Sequence[Item], batch: PackedBatch) -> Iterator[tuple[Int64Array, Image, int]]:
+    """The rows of each image; of what several datums share, once."""
+    seen: set[tuple[int, bytes]] = set()
+    for item, rows in zip(items, batch.rows, strict=True):
+        for placed in item.datum.images:
+            own = rows[placed.start : placed.start + placed.num_tokens]
+            if (place := (int(own[0]), placed.image.key)) not in seen:
+                seen.add(place)
+                yield own, placed.image, 0
 
 
 class _Ahead(Generic[T]):

@@ -24,8 +24,9 @@ import torch
 from mint.config import EngineConfig, ModelSource
 from mint.engine import channel
 from mint.engine.constraints import ConstraintCompiler
-from mint.engine.core import Command, LoraSite, ModelInfo
+from mint.engine.core import Command, LoraSite, ModelInfo, VisionInfo
 from mint.engine.engine import Answer, Engine
+from mint.engine.policies import read_policy
 from mint.errors import MintError, ModelLoadError
 from mint.models.loading import load, load_tokenizer, locate, stop_token_ids
 from mint.models.token_bytes import token_bytes
@@ -49,15 +50,19 @@ def build_engine(
     location = str(Path(source.location).expanduser())
     folder = locate(location)
     model = load(location, *_placement(config), checkpointing=config.gradient_checkpointing)
-    tokenizer = load_tokenizer(location)
     vocab_size, max_context_length = model.config.vocab_size, model.config.max_position_embeddings
-    ends = stop_token_ids(location, model.config, tokenizer)
+    if model.images is not None and model.images.sees_whole:
+        policy, ends = read_policy(location, folder, vocab_size)
+        tokenizer, texts = None, [b""] * vocab_size  # it acts, and writes nothing
+    else:
+        policy, tokenizer = None, load_tokenizer(location)
+        ends, texts = stop_token_ids(location, model.config, tokenizer), token_bytes(tokenizer, vocab_size)
     constraints = ConstraintCompiler(tokenizer, vocab_size, ends)
-    engine = Engine(model, source.name, config, token_bytes(tokenizer, vocab_size), constraints, deliver)
+    engine = Engine(model, source.name, config, texts, constraints, deliver)
     info = ModelInfo(
         name=source.name,
         tokenizer=str(folder) if Path(location).is_dir() else location,
-        architecture=(model.config.architectures or [model.config.model_type])[0],
+        architecture=model.architecture,
         vocab_size=vocab_size,
         max_context_length=max_context_length,
         max_sample_length=min(max_context_length, engine.sample_capacity),
@@ -65,6 +70,8 @@ def build_engine(
         max_lora_rank=config.max_lora_rank,
         num_parameters=model.num_parameters,
         lora_sites=tuple(LoraSite(s.name, s.kind, s.in_features, s.out_features) for s in model.sites),
+        vision=VisionInfo(model.images.size, model.images.num_tokens) if model.images is not None else None,
+        policy=policy,
     )
     return engine, info
 

@@ -1,9 +1,11 @@
 """What MinT offers its users beyond the Tinker SDK (usually `import mint.mint as mintx`).
 
-Holds only what works today. Must not load the SDK, torch or the server.
+Holds only what works today. Must not load the SDK, torch or the server; what is for robot policies, which needs
+packages of its own, is loaded when it is used.
 """
 
-from typing import TYPE_CHECKING, NoReturn
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from mint.client.discovery import Endpoint
 from mint.client.discovery import resolve as _resolve
@@ -13,23 +15,54 @@ from mint.mint.models import LiveModel, free_model, list_models
 from mint.mint.rollout_correction import RolloutCorrectionConfig, create_lora_training_client
 from mint.mint.training import ReverseKLDatum, ReverseKLOutput, forward_backward_reverse_kl, train_step
 from mint.mint.transfers import download_checkpoint, upload_checkpoint
+from mint.openpi import CAMERA_LAYOUT, OPENPI_FAST_LORA_RANK, OPENPI_FAST_MODEL
+
+if TYPE_CHECKING:
+    from mint.mint import openpi
+    from mint.mint.openpi import (
+        ActionSession,
+        OpenPITrainingClient,
+        build_openpi_fast_datum,
+        create_action_session,
+        create_openpi_training_client,
+        create_openpi_training_client_async,
+    )
+
+_OPENPI = (
+    "ActionSession",
+    "OpenPITrainingClient",
+    "build_openpi_fast_datum",
+    "create_action_session",
+    "create_openpi_training_client",
+    "create_openpi_training_client_async",
+)
 
 __all__ = [
+    "CAMERA_LAYOUT",
+    "OPENPI_FAST_LORA_RANK",
+    "OPENPI_FAST_MODEL",
+    "ActionSession",
     "Endpoint",
     "InterpolatedCheckpoint",
     "LiveModel",
+    "OpenPITrainingClient",
     "ReverseKLDatum",
     "ReverseKLOutput",
     "RolloutCorrectionConfig",
     "SavedSampler",
     "__version__",
+    "build_openpi_fast_datum",
+    "create_action_session",
     "create_lora_training_client",
+    "create_openpi_training_client",
+    "create_openpi_training_client_async",
     "credentials",
     "download_checkpoint",
     "forward_backward_reverse_kl",
     "free_model",
     "interpolate_checkpoints",
     "list_models",
+    "openpi",
     "save_and_create",
     "train_step",
     "upload_checkpoint",
@@ -53,5 +86,8 @@ def __dir__() -> list[str]:
 
 if not TYPE_CHECKING:  # type checkers name a missing attribute themselves
 
-    def __getattr__(name: str) -> NoReturn:
+    def __getattr__(name: str) -> Any:
+        if name == "openpi" or name in _OPENPI:
+            module = import_module("mint.mint.openpi")
+            return module if name == "openpi" else getattr(module, name)
         raise AttributeError(f"mint.mint has no attribute {name!r}; it has: {', '.join(sorted(__all__))}")

@@ -12,8 +12,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -23,6 +25,12 @@ from mint.models.flash import Answer, Attend, Block, Ragged
 from mint.models.threads import WIDE
 
 ATTENTION_NAME = "mint"
+
+Blocks: TypeAlias = npt.NDArray[np.int32]
+"""The block of each token of a stretch, int32 (n,), which never falls: token i sees token j iff blocks[j] ≤ blocks[i].
+
+So the tokens of a block see each other in both directions. One block for each token is plain causal attention.
+"""
 
 
 class AttentionPlan(Protocol):
@@ -59,11 +67,12 @@ class Prefix:
 
 @dataclass(frozen=True)
 class Run:
-    """`count` stretches of `length` tokens each from `start` on; each attends causally within itself."""
+    """`count` stretches of `length` tokens each from `start` on; each attends within itself, causally or by blocks."""
 
     start: int
     count: int
     length: int
+    blocks: Blocks | None = None
 
     @property
     def rows(self) -> slice:
@@ -76,7 +85,7 @@ class Run:
 
 
 class PackedCausal:
-    """Each stretch of a packed batch attends causally within itself, and to the prefixes above it.
+    """Each stretch of a packed batch attends within itself, causally or by blocks, and to the prefixes above it.
 
     Stretches of equal length that lie side by side run as one product, so a batch of equal lengths
     costs one call.
@@ -85,12 +94,17 @@ class PackedCausal:
         lengths: of the stretches, in packing order.
         prefixes: see `Prefix`; there are none unless sequences share their beginnings. With a window, no sequence
             may then be longer than it.
+        blocks: of each stretch, None for one that is causal. There is no window then.
     """
 
-    def __init__(self, lengths: Sequence[int], prefixes: Sequence[Prefix] = ()) -> None:
+    def __init__(
+        self, lengths: Sequence[int], prefixes: Sequence[Prefix] = (), blocks: Sequence[Blocks | None] | None = None
+    ) -> None:
         self.prefixes = list(prefixes)
         self._lengths = lengths
-        self._runs = list(_runs(lengths))
+        self._runs = list(_runs(lengths, blocks or [None] * len(lengths)))
+        self._is_causal = all(run.blocks is None for run in self._runs)
+        self._masks: dict[int, Tensor] = {}
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, how: Attend) -> Tensor:  # noqa: ARG002
         """See `AttentionPlan`."""
@@ -99,31 +113,57 @@ class PackedCausal:
 
     def forward(self, block: Block, how: Attend) -> Answer:
         """Within each stretch alone."""
-        if flash.is_ragged(block.query):
+        if self._is_causal and flash.is_ragged(block.query):
             ragged = Ragged.of(self._lengths, block.query.device)
             return flash.ragged_forward(block, ragged, ragged, how)
-        answers = [flash.forward(Block(*map(run.of, block)), how) for run in self._runs]
+        answers = [self._forward_run(run, Block(*map(run.of, block)), how) for run in self._runs]
         return Answer(*(_joined(pieces) for pieces in zip(*answers, strict=True)))
+
+    def _forward_run(self, run: Run, block: Block, how: Attend) -> Answer:
+        if run.blocks is None:
+            return flash.forward(block, how)
+        return flash.forward_masked(block, self._mask(run, block.query), how.scale)
 
     def backward(self, grad: Tensor, block: Block, answer: Answer, how: Attend) -> tuple[Tensor, Tensor, Tensor]:
         """The gradients of what is within each stretch."""
-        if flash.is_ragged(block.query):
+        if self._is_causal and flash.is_ragged(block.query):
             ragged = Ragged.of(self._lengths, block.query.device)
             return flash.ragged_backward(grad, block, answer, (ragged, ragged), how)
         parts = [
-            flash.backward(run.of(grad), Block(*map(run.of, block)), Answer(*map(run.of, answer)), how)
+            self._backward_run(run, run.of(grad), Block(*map(run.of, block)), Answer(*map(run.of, answer)), how)
             for run in self._runs
         ]
         grad_q, grad_k, grad_v = (_joined(pieces) for pieces in zip(*parts, strict=True))
         return grad_q, grad_k, grad_v
 
+    def _backward_run(
+        self, run: Run, grad: Tensor, block: Block, answer: Answer, how: Attend
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        if run.blocks is None:
+            return flash.backward(grad, block, answer, how)
+        return flash.backward_masked(grad, block, answer, self._mask(run, block.query), how.scale)
 
-def _runs(lengths: Sequence[int]) -> Iterator[Run]:
+    def _mask(self, run: Run, query: Tensor) -> Tensor:
+        """Additive (1, n, n), made once for all layers."""
+        if run.start not in self._masks:
+            assert run.blocks is not None
+            blocks = torch.from_numpy(run.blocks).to(query.device)
+            self._masks[run.start] = flash.additive(blocks[None, :] <= blocks[:, None], query.dtype)[None]
+        return self._masks[run.start]
+
+
+def _runs(lengths: Sequence[int], blocks: Sequence[Blocks | None]) -> Iterator[Run]:
     start = 0
-    for length, equal in groupby(lengths):
-        run = Run(start, len(list(equal)), length)
+    alike = groupby(zip(lengths, blocks, strict=True), key=lambda each: (each[0], _same_blocks(each[1])))
+    for (length, _), equal in alike:
+        members = list(equal)
+        run = Run(start, len(members), length, members[0][1])
         yield run
         start = run.rows.stop
+
+
+def _same_blocks(blocks: Blocks | None) -> bytes | None:
+    return blocks.tobytes() if blocks is not None else None
 
 
 class _PackedAttention(torch.autograd.Function):

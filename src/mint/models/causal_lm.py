@@ -22,6 +22,7 @@ from mint.models.norms import replace_norms
 from mint.models.products import PACKED_BYTES, can_group, can_pack
 from mint.models.segments import ActiveSegments, Segment, StackCache
 from mint.models.threads import Threads
+from mint.models.vision import ImageEncoder, Insert
 
 SAME_INPUT = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 """Layers of one block that read the same input, by the names transformers gives them; see `LinearGroup`."""
@@ -34,12 +35,15 @@ class CausalLM:
     """A frozen transformers model whose linear layers accept adapters.
 
     Args:
-        model: a `…ForCausalLM`, in evaluation mode, loaded with our attention. Its linear layers are replaced
-            in place.
+        model: a `…ForCausalLM`, or one that has such a decoder inside, in evaluation mode, loaded with our attention.
+            The decoder's linear layers are replaced in place.
+        images: of a model that sees.
         checkpointing: compute each decoder layer again on the way back, instead of keeping what is inside it.
     """
 
-    def __init__(self, model: PreTrainedModel, *, checkpointing: bool = False) -> None:
+    def __init__(
+        self, model: PreTrainedModel, *, images: ImageEncoder | None = None, checkpointing: bool = False
+    ) -> None:
         model.requires_grad_(False)
         self._decoder: nn.Module = model.get_decoder()  # type: ignore[no-untyped-call]
         self._embed: nn.Module = model.get_input_embeddings()
@@ -47,15 +51,15 @@ class CausalLM:
         replace_norms(model)
         if checkpointing:
             _checkpoint_layers(model)
-        self.config = model.config
+        self.config = model.config.get_text_config(decoder=True)
+        self.architecture: str = (model.config.architectures or [model.config.model_type])[0]
+        self.images = images
         self.narrowest_window = _narrowest_window(model.config)
         self.num_parameters: int = sum(p.numel() for p in model.parameters())
         packed = _is_worth_packing(model)
         self.sites: tuple[LinearSite, ...] = tuple(_adapt(model, self._active, packed=packed))
         unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-        self._threads = Threads(
-            2 * self.num_parameters / len(self.sites), self.config.get_text_config(decoder=True).hidden_size
-        )
+        self._threads = Threads(2 * self.num_parameters / len(self.sites), self.config.hidden_size)
         self.head = UnembeddingHead(unembedding, self.sites[-1].group, self._active, packed=packed)
 
     @property
@@ -73,11 +77,20 @@ class CausalLM:
         return self._active.stacking(stacks)
 
     def hidden_states(
-        self, tokens: Tensor, positions: Tensor, plan: AttentionPlan, segments: Sequence[Segment]
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        plan: AttentionPlan,
+        segments: Sequence[Segment],
+        inserts: Sequence[Insert] = (),
     ) -> Tensor:
-        """int64 (T,) and int64 (T,) → (T, E), after the final norm. No gradient."""
+        """int64 (T,) and int64 (T,) → (T, E), after the final norm. No gradient.
+
+        Args:
+            inserts: what stands in the place of tokens' embeddings, such as an image.
+        """
         with torch.no_grad(), self._active.use(segments):
-            return self._forward(tokens, positions, plan)
+            return self._forward(tokens, positions, plan, inserts)
 
     def backward(
         self,
@@ -86,6 +99,7 @@ class CausalLM:
         plan: AttentionPlan,
         segments: Sequence[Segment],
         head_pass: Callable[[Tensor], tuple[Tensor, Tensor]],
+        inserts: Sequence[Insert] = (),
     ) -> Tensor:
         """Forward and backward; gradients are added to the buffers of the segments' adapters.
 
@@ -97,15 +111,17 @@ class CausalLM:
         """
         with self._active.use(segments):
             with torch.enable_grad():
-                hidden = self._forward(tokens, positions, plan)
+                hidden = self._forward(tokens, positions, plan, inserts)
             value, grad = head_pass(hidden.detach())
             if hidden.requires_grad:  # not where only the head is adapted
                 hidden.backward(grad)  # type: ignore[no-untyped-call]
         return value
 
-    def _forward(self, tokens: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
+    def _forward(self, tokens: Tensor, positions: Tensor, plan: AttentionPlan, inserts: Sequence[Insert]) -> Tensor:
         self._threads.use_for(len(tokens))
         embedded = self._embed(tokens[None])
+        for insert in inserts:
+            embedded[0].index_copy_(0, insert.rows, insert.embeddings)
         output = self._decoder(inputs_embeds=embedded, position_ids=positions[None], use_cache=False, plan=plan)
         hidden: Tensor = output.last_hidden_state[0]
         return hidden
@@ -138,7 +154,8 @@ def _is_worth_grouping(model: PreTrainedModel) -> bool:
 def _adapt(model: PreTrainedModel, active: ActiveSegments, *, packed: bool) -> Iterator[LinearSite]:
     """Make the decoder's linear layers and experts accept adapters; the unembedding comes last and stays as it is."""
     unembedding = model.get_output_embeddings()  # type: ignore[no-untyped-call]
-    modules = dict(model.named_modules())
+    inside = {unembedding, *model.get_decoder().modules()}  # type: ignore[no-untyped-call]
+    modules = {name: module for name, module in model.named_modules() if module in inside}
     layers = {name: module for name, module in modules.items() if _is_adaptable(module, name, unembedding)}
     experts = {name: module for name, module in modules.items() if is_experts(module)}
     if not (layers or experts) or not isinstance(unembedding, nn.Linear):

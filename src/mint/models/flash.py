@@ -136,6 +136,17 @@ def backward(grad: Tensor, block: Block, answer: Answer, how: Attend) -> tuple[T
     return grads
 
 
+def backward_masked(
+    grad: Tensor, block: Block, answer: Answer, mask: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`backward` of `forward_masked`, in the type that it takes."""
+    dtype = block.query.dtype
+    if block.query.is_cuda:
+        grad, block, answer = grad.float(), Block(*(t.float() for t in block)), Answer(answer.out.float(), answer.lse)
+    grad_q, grad_k, grad_v = _backward(grad, block, answer, Attend(scale, causal=False), mask[:, None])
+    return grad_q.to(dtype), grad_k.to(dtype), grad_v.to(dtype)
+
+
 def _backward(
     grad: Tensor, block: Block, answer: Answer, how: Attend, mask: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from transformers import (
@@ -14,6 +15,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     GenerationConfig,
+    PretrainedConfig,
     PreTrainedModel,
 )
 from transformers.utils import logging
@@ -23,6 +25,9 @@ from mint.errors import ModelLoadError
 from mint.models.attention import ATTENTION_NAME, PackedCausal
 from mint.models.causal_lm import CausalLM
 from mint.models.experts import eager_experts
+from mint.models.paligemma import is_paligemma, read_paligemma
+from mint.models.seeing import ATTENTION, channels_of, is_llava, read_llava
+from mint.models.vision import ImageEncoder, Insert
 
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
 
@@ -59,32 +64,56 @@ CPU = torch.device("cpu")
 def load(
     location: str, dtype: torch.dtype = torch.float32, device: torch.device = CPU, *, checkpointing: bool = False
 ) -> CausalLM:
-    """Load a decoder-only model in evaluation mode; for `checkpointing` see `CausalLM`.
+    """Load a decoder-only model, or PaliGemma, in evaluation mode; for `checkpointing` see `CausalLM`.
 
     Raises:
         ModelLoadError: the model does not load, or needs something that packed batches cannot give it.
     """
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        config = AutoConfig.from_pretrained(location)
-        _refuse_unsupported(location, config)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            location,
-            config=config,
-            dtype=dtype,
-            attn_implementation=ATTENTION_NAME,
-            output_loading_info=True,
-        )
+        files, _ = PretrainedConfig.get_config_dict(location)
+        model = _read(location, files, dtype).to(device).eval()  # type: ignore[arg-type]
+        _refuse_unsupported(location, model.config)
+        images = _image_encoder(location, files, model)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{location} does not load: {error}") from error
+    probe = _Probe(model) if images is None else _SeeingProbe(model, images)
+    served = CausalLM(model, images=images, checkpointing=checkpointing)
+    probe.compare(location, served)
+    return served
+
+
+def _image_encoder(location: str, files: dict[str, Any], model: PreTrainedModel) -> ImageEncoder | None:
+    """Of a model that sees."""
+    if is_paligemma(files):
+        return ImageEncoder(model, (0.5,) * 3, (0.5,) * 3, sees_whole=True)
+    return ImageEncoder(model, *channels_of(location), sees_whole=False) if is_llava(files) else None
+
+
+def _read(location: str, files: dict[str, Any], dtype: torch.dtype) -> PreTrainedModel:
+    """A model as transformers loads it, with our attention.
+
+    Raises:
+        ModelLoadError: the files have no weights for a part of it.
+    """
+    if is_paligemma(files):
+        return read_paligemma(location, files, dtype)
+    if is_llava(files):
+        return read_llava(location, dtype)
+    config = AutoConfig.from_pretrained(location)
+    _refuse_unsupported(location, config)
+    loaded: Any = AutoModelForCausalLM.from_pretrained(
+        location,
+        config=config,
+        dtype=dtype,
+        attn_implementation=ATTENTION_NAME,
+        output_loading_info=True,
+    )
     model, report = loaded
     if report["missing_keys"]:
         # transformers fills these with random numbers
         raise ModelLoadError(f"{location} has no weights for {sorted(report['missing_keys'])[0]}")
-    probe = _Probe(model.to(device).eval())
-    served = CausalLM(model, checkpointing=checkpointing)
-    probe.compare(location, served)
-    return served
+    return model  # type: ignore[no-any-return]
 
 
 def _refuse_unsupported(location: str, config: Any) -> None:
@@ -132,12 +161,53 @@ class _Probe:
         """
         positions = torch.cat([torch.arange(len(sequence), device=served.device) for sequence in self._sequences])
         hidden = served.hidden_states(torch.cat(self._sequences), positions, PackedCausal(PROBE_LENGTHS), [])
-        ours = served.head.logits(hidden, [])
-        difference = float((ours.log_softmax(dim=1) - self._expected.log_softmax(dim=1)).abs().max())
-        if not difference <= (1e-3 if served.dtype == torch.float32 else 0.25):
-            raise ModelLoadError(
-                f"{location} does something that is not served: log-probabilities would be wrong by {difference:.2g}"
-            )
+        _check_probe(location, served, served.head.logits(hidden, []), self._expected)
+
+
+class _SeeingProbe:
+    """The same with an image and two pieces of text, of which the first may see all of itself and of the image."""
+
+    @torch.no_grad()
+    def __init__(self, model: Any, tower: ImageEncoder) -> None:
+        config = model.config
+        prefix, suffix = PROBE_LENGTHS
+        size = (1, tower.size, tower.size, 3)
+        self._pixels = (torch.arange(3 * tower.size**2, device=model.device) * 7919 % 256).to(torch.uint8).view(size)
+        text = torch.arange(1, prefix + suffix + 1, device=model.device) * 1009 % config.text_config.vocab_size
+        image = text.new_full((tower.num_tokens,), config.image_token_id)
+        kinds = text.new_zeros(tower.num_tokens + len(text))
+        kinds[-suffix:] = 1
+        self._tokens = torch.cat([torch.zeros_like(image), text])
+        self._blocks = kinds.cumsum(0).cpu().numpy().astype(np.int32) if tower.sees_whole else None
+        types = {"token_type_ids": kinds[None]} if tower.sees_whole else {}
+        model.set_attn_implementation("eager")
+        logits = model(
+            input_ids=torch.cat([image, text])[None],
+            pixel_values=tower.scaled(self._pixels),
+            use_cache=False,
+            **types,
+        ).logits[0]
+        model.set_attn_implementation(ATTENTION)
+        self._expected = logits.float()
+
+    def compare(self, location: str, served: CausalLM) -> None:
+        """See `_Probe.compare`."""
+        assert served.images is not None
+        features = served.images.encode(self._pixels)[0]
+        inserts = [Insert(torch.arange(len(features), device=served.device), features)]
+        length = len(self._tokens)
+        plan = PackedCausal([length], blocks=[self._blocks])
+        positions = torch.arange(length, device=served.device)
+        hidden = served.hidden_states(self._tokens, positions, plan, [], inserts)
+        _check_probe(location, served, served.head.logits(hidden, []), self._expected)
+
+
+def _check_probe(location: str, served: CausalLM, logits: torch.Tensor, expected: torch.Tensor) -> None:
+    difference = float((logits.log_softmax(dim=1) - expected.log_softmax(dim=1)).abs().max())
+    if not difference <= (1e-3 if served.dtype == torch.float32 else 0.25):
+        raise ModelLoadError(
+            f"{location} does something that is not served: log-probabilities would be wrong by {difference:.2g}"
+        )
 
 
 def load_tokenizer(location: str) -> Any:

@@ -69,6 +69,15 @@ def sampler(connection: Connection, sampler_id: str, owner: str) -> Sampler:
     return owned(found, owner, "sampling_session_id", sampler_id)
 
 
+def action_session(connection: Connection, action_session_id: str, owner: str) -> Sampler:
+    """An action session, which is a sampler whose number the server has drawn."""
+    found = repository.find(connection, Sampler, sampler_id=action_session_id)
+    found = owned(found, owner, "action_session_id", action_session_id)
+    if found.session_seq_id >= 0:
+        raise NotFoundError(f"{action_session_id} is a sampling session", field="action_session_id")
+    return found
+
+
 def checkpoint(connection: Connection, path: str, owner: str, field: str, token: str | None = None) -> Checkpoint:
     """A checkpoint to read: theirs, published, or one that the access token `token` is for; and not expired.
 

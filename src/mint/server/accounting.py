@@ -4,13 +4,25 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import Counter
 from dataclasses import replace
 from time import time
 
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from mint.engine.core import Command, ForwardBackward, Result, ReverseKL, Sample, Sampled, Saved, TrainStep
+from mint.engine.core import (
+    ForwardBackward,
+    Planned,
+    Result,
+    ReverseKL,
+    Sample,
+    SampleBatch,
+    Sampled,
+    SampledBatch,
+    Saved,
+    TrainStep,
+)
 from mint.server.operations.kind import Completion
 from mint.server.services import Services
 from mint.store import audit, usage
@@ -20,7 +32,7 @@ from mint.store.usage import HOUR, Bucket, Use
 logger = logging.getLogger(__name__)
 
 
-def measured(command: Command, result: Result) -> dict[Use, int]:
+def measured(command: Planned, result: Result) -> dict[Use, int]:
     """What a command has used.
 
     A pass uses each token of its datums once, also one that several of them begin with; reverse KL those of both its
@@ -41,6 +53,10 @@ def measured(command: Command, result: Result) -> dict[Use, int]:
                 Use.SAMPLED: sum(len(sequence.tokens) for sequence in result.sequences),
             }
             return {use: count for use, count in used.items() if count}
+        case SampleBatch():
+            assert isinstance(result, SampledBatch)
+            parts = zip(command.samples, result.results, strict=True)
+            return dict(sum((Counter(measured(*part)) for part in parts), Counter()))
         case _:
             return {Use.CHECKPOINTS: 1} if isinstance(result, Saved) else {}
 

@@ -38,6 +38,7 @@ from mint.server.routes import (
     health,
     models,
     operations,
+    policies,
     samplers,
     search,
     sessions,
@@ -99,7 +100,7 @@ def create_app(config: ServerConfig, database: Database | None = None) -> FastAP
     errors.install(app)
     app.include_router(health.router)
     rest = (sessions, search, traces, training_runs, checkpoints, access_tokens, downloads, uploads, admin)
-    for module in (bootstrap, auth, *rest, models, tokenizers, operations, samplers, futures):
+    for module in (bootstrap, auth, *rest, models, tokenizers, operations, policies, samplers, futures):
         app.include_router(module.router, prefix=PREFIX)
     for prefix in openai.PREFIXES:
         app.include_router(openai.router, prefix=prefix)

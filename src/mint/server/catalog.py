@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from mint.config import ServerConfig
 from mint.dispatch.fleet import Fleet
 from mint.engine.core import ModelInfo
 from mint.errors import BadRequestError
+from mint.openpi.fast import DecodedActions, FastCodec, read_tokenizer
+from mint.openpi.prompts import PolicyTokens
 from mint.server.losses import Losses
 from mint.store.objects import checkpoint_store
 
@@ -21,6 +24,12 @@ class Catalog:
         self.losses = Losses()
         self._served = [source.name for source in config.models]
         self._fleet = fleet
+        self._policy_tokens: dict[str, PolicyTokens] = {}
+
+    @property
+    def sees(self) -> bool:
+        """Whether a served model takes images."""
+        return any(model.vision is not None for model in self._fleet.models())
 
     def model(self, name: str) -> ModelInfo:
         """A served base model.
@@ -34,3 +43,36 @@ class Catalog:
                 f"{name!r} is not served here; served are {', '.join(self._served)}", field="base_model"
             )
         return info
+
+    def writer(self, name: str) -> ModelInfo:
+        """A served base model that writes text.
+
+        Raises:
+            BadRequestError: there is none of that name, or it is a robot policy.
+        """
+        info = self.model(name)
+        if info.policy is not None:
+            raise BadRequestError(
+                f"{name!r} is a robot policy: it acts in action sessions, and writes no text", field="base_model"
+            )
+        return info
+
+    def actor(self, name: str) -> ModelInfo:
+        """A served robot policy.
+
+        Raises:
+            BadRequestError: there is none of that name, or it is no policy.
+        """
+        info = self.model(name)
+        if info.policy is None:
+            raise BadRequestError(f"{name!r} is no robot policy", field="base_model")
+        return info
+
+    def decode_actions(self, name: str, tokens: Sequence[int]) -> DecodedActions:
+        """The normalised actions that a policy's tokens say, whatever they are."""
+        info = self.actor(name)
+        assert info.policy is not None
+        if name not in self._policy_tokens:
+            text, codec = read_tokenizer(info.policy.tokenizer_folder), FastCodec.load(info.policy.codec_folder)
+            self._policy_tokens[name] = PolicyTokens(text, codec, info.vocab_size)
+        return self._policy_tokens[name].actions(tokens, info.policy.horizon, info.policy.action_dim)

@@ -66,6 +66,10 @@ class Results:
         entry = self._under_way.get(request_id)
         return entry.operation if entry is not None else self._kept.get(request_id)
 
+    def of_stream(self, stream: str) -> list[str]:
+        """Request ids of the operations under way in a stream."""
+        return [name for name, entry in self._under_way.items() if entry.operation.stream == stream]
+
     async def wait(self, request_id: str, seconds: float) -> Operation | None:
         """As `find`, but an operation under way is given so long to finish."""
         entry = self._under_way.get(request_id)

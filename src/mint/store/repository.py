@@ -79,6 +79,11 @@ def run_ids_of_session(connection: Connection, session_id: str) -> list[str]:
     return list(connection.scalars(query.order_by(runs.c.created_at, runs.c.run_id)))
 
 
+def delete_sampler(connection: Connection, sampler_id: str) -> None:
+    """Forget a sampler."""
+    connection.execute(samplers.delete().where(samplers.c.sampler_id == sampler_id))
+
+
 def sampler_ids_of_session(connection: Connection, session_id: str) -> list[str]:
     """The session's samplers, in the order of their numbers."""
     query = select(samplers.c.sampler_id).where(samplers.c.session_id == session_id)

@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mint.errors import BadRequestError
-from mint.wire.documents import list_at, model_input_tokens, number_at, object_at, run_named, sequence_number
+from mint.wire.chunks import input_from_json
+from mint.wire.documents import list_at, number_at, object_at, run_named, sequence_number
 from mint.wire.passes import read_json
 from mint.wire.tensors import JSON_TYPES, Array, decode_json_tensor, numbers
 
@@ -75,19 +76,19 @@ def _decode_all(data: list[Any]) -> Iterator[DistillationDatum]:
 
 def _decode(value: object, where: str) -> DistillationDatum:
     datum = object_at(value, where)
-    targets = _vector(datum.get("target_tokens"), "int64", f"{where}.target_tokens")
+    targets = vector(datum.get("target_tokens"), "int64", f"{where}.target_tokens")
     weights = datum.get("weights")
     return DistillationDatum(
-        student=model_input_tokens(datum.get("student_input"), f"{where}.student_input"),
-        reference=model_input_tokens(datum.get("reference_input"), f"{where}.reference_input"),
+        student=input_from_json(datum.get("student_input"), f"{where}.student_input").text(),
+        reference=input_from_json(datum.get("reference_input"), f"{where}.reference_input").text(),
         targets=targets,
         weights=np.ones(targets.shape, np.float32)
         if weights is None
-        else _vector(weights, "float32", f"{where}.weights"),
+        else vector(weights, "float32", f"{where}.weights"),
     )
 
 
-def _vector(value: object, dtype: str, where: str) -> Array:
+def vector(value: object, dtype: str, where: str) -> Array:
     """Of a plain list, or of TensorData, which has its own type and cannot be sparse: it has one dimension."""
     if value is None:
         raise BadRequestError("is missing", field=where)

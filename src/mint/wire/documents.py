@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
 from mint.errors import BadRequestError
-from mint.wire.tensors import numbers
 
 
 def read_object(body: bytes) -> dict[str, Any]:
@@ -90,33 +86,3 @@ def sequence_number(document: dict[str, Any]) -> int:
     if not isinstance(seq_id, int) or isinstance(seq_id, bool) or not 1 <= seq_id < 1 << 63:
         raise BadRequestError("must be a whole number from 1 on", field="seq_id")
     return seq_id
-
-
-def model_input_tokens(value: object, where: str) -> npt.NDArray[np.int32]:
-    """The tokens of the SDK's ModelInput, int32 (N,): those of all its chunks.
-
-    Raises:
-        BadRequestError: it is none, or has another chunk than text.
-    """
-    chunks = list_at(object_at(value, where).get("chunks"), f"{where}.chunks")
-    pieces = [
-        chunk_tokens(object_at(chunk, path), path)
-        for place, chunk in enumerate(chunks)
-        for path in [f"{where}.chunks[{place}]"]
-    ]
-    return np.concatenate(pieces) if pieces else np.empty(0, np.int32)
-
-
-def chunk_tokens(chunk: dict[str, Any], where: str) -> npt.NDArray[np.int32]:
-    """The tokens of a JSON chunk.
-
-    Raises:
-        BadRequestError: it is no text chunk, or is empty, or an id does not fit 32 bits.
-    """
-    tokens = chunk.get("tokens")
-    if chunk.get("type") not in (None, "encoded_text") or not isinstance(tokens, list):
-        raise BadRequestError(f"is {chunk.get('type') or sorted(chunk)}; this server takes text only", field=where)
-    array = numbers(tokens, np.dtype(np.int64), where)
-    if array.ndim != 1 or not len(array) or array.min() < -(1 << 31) or array.max() >= 1 << 31:
-        raise BadRequestError("must have tokens, at least one, each a 32-bit number", field=where)
-    return array.astype(np.int32)

@@ -15,9 +15,9 @@ from google.protobuf.message import DecodeError
 
 from mint.errors import BadRequestError, TooLargeError
 from mint.wire import messages_pb2 as pb
+from mint.wire.chunks import ModelInput, input_from_json, input_from_protobuf
 from mint.wire.documents import (
     list_at,
-    model_input_tokens,
     number_at,
     object_at,
     read_object,
@@ -39,9 +39,9 @@ MAX_INPUTS = 1 << 26
 
 @dataclass(frozen=True)
 class PassDatum:
-    """`tokens` int32 (N,) and the loss inputs by name, as they came."""
+    """A model input and the loss inputs by name, as they came."""
 
-    tokens: npt.NDArray[np.int32]
+    model_input: ModelInput
     loss_inputs: dict[str, Array]
 
 
@@ -53,7 +53,7 @@ class PassRequest:
     """
 
     model_id: str
-    seq_id: int
+    seq_id: int | None
     data: Iterator[PassDatum]
     loss_fn: str
     loss_config: dict[str, float | str]
@@ -158,22 +158,12 @@ def _decode_all(decode: Callable[[T, str], PassDatum], data: Iterable[T]) -> Ite
 
 
 def _datum_from_protobuf(message: pb.Datum, where: str) -> PassDatum:
-    pieces = []
-    for place, chunk in enumerate(message.model_input):
-        kind = chunk.WhichOneof("chunk")
-        path = f"{where}.model_input.chunks[{place}]"
-        if kind != "encoded_text":
-            raise BadRequestError(f"is {kind or 'empty'}; this server takes text only", field=path)
-        data = chunk.encoded_text.tokens
-        if not data or len(data) % 4:
-            raise BadRequestError(f"has {len(data)} bytes; it needs tokens of 4 bytes, at least one", field=path)
-        pieces.append(np.frombuffer(data, "<i4"))
-    tokens = np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+    model_input = input_from_protobuf(message.model_input, f"{where}.model_input")
     inputs = {
-        name: decode_tensor(tensor, f"{where}.loss_fn_inputs.{name}", rows=len(tokens))
+        name: decode_tensor(tensor, f"{where}.loss_fn_inputs.{name}", rows=model_input.num_tokens)
         for name, tensor in message.loss_fn_inputs.items()
     }
-    return PassDatum(tokens, inputs)
+    return PassDatum(model_input, inputs)
 
 
 def pass_from_json(document: dict[str, Any]) -> PassRequest:
@@ -204,12 +194,12 @@ def pass_from_json(document: dict[str, Any]) -> PassRequest:
 
 def _datum_from_json(value: object, where: str) -> PassDatum:
     datum = object_at(value, where)
-    tokens = model_input_tokens(datum.get("model_input"), f"{where}.model_input")
+    model_input = input_from_json(datum.get("model_input"), f"{where}.model_input")
     inputs = {
-        name: decode_json_tensor(tensor, f"{where}.loss_fn_inputs.{name}", rows=len(tokens))
+        name: decode_json_tensor(tensor, f"{where}.loss_fn_inputs.{name}", rows=model_input.num_tokens)
         for name, tensor in object_at(datum.get("loss_fn_inputs") or {}, f"{where}.loss_fn_inputs").items()
     }
-    return PassDatum(tokens, inputs)
+    return PassDatum(model_input, inputs)
 
 
 def encode_pass_output(logprobs: Sequence[npt.NDArray[np.float32]], metrics: dict[str, float]) -> bytes:

@@ -108,6 +108,7 @@ class LoraConfig(WireModel):
     train_unembed: bool = True
     train_mlp: bool = True
     train_attn: bool = True
+    train_vision: bool = False
 
 
 class OptimizerConfig(WireModel):
@@ -261,11 +262,22 @@ class CreateSamplingSessionRequest(WireModel):
     model_path: str | None = None
 
 
+class CreateActionSessionRequest(WireModel):
+    """A robot policy to act by: a base model or a saved revision."""
+
+    session_id: str
+    base_model: str | None = None
+    model_path: str | None = None
+
+
 class Chunk(WireModel):
-    """A piece of a prompt. Older SDKs leave `type` out; then the fields tell."""
+    """A piece of a prompt, text or an image in base64. Older SDKs leave `type` out; then the fields tell."""
 
     type: str | None = None
     tokens: list[int] | None = None
+    data: str | None = None
+    format: str | None = None
+    expected_tokens: int | None = None
 
 
 class Prompt(WireModel):

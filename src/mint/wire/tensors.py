@@ -26,7 +26,11 @@ NUMPY_TYPES: dict[pb.DType, np.dtype[Any]] = {
 MAX_DIMENSIONS, MAX_SIZE = 2, 1 << 40
 """Of a tensor's shape; what a loss takes of that is checked with the loss."""
 
-JSON_TYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype("<f4"), "int64": np.dtype("<i8")}
+JSON_TYPES: dict[str, np.dtype[Any]] = {
+    "float32": np.dtype("<f4"),
+    "int64": np.dtype("<i8"),
+    "int32": np.dtype("<i8"),  # widens, as in protobuf
+}
 
 
 def decode_tensor(message: pb.Tensor, where: str, rows: int) -> Array:

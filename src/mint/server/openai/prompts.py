@@ -55,7 +55,7 @@ def find_target(connection: Connection, catalog: Catalog, name: str, owner: str)
         revision = Revision(checkpoint.directory, catalog.checkpoint_dir / checkpoint.directory)
         created_at, base_model = checkpoint.created_at, checkpoint.base_model
     try:
-        return Target(catalog.model(base_model), revision, created_at)
+        return Target(catalog.writer(base_model), revision, created_at)
     except BadRequestError as error:
         raise NotFoundError(str(error).partition(": ")[2], field="model") from None
 

@@ -39,7 +39,7 @@ router = APIRouter(tags=["openai"], route_class=OpenAIRoute)
 @router.get("/models")
 async def list_models(services: Ready, _owner: Owner) -> dict[str, Any]:
     """The base models. Revisions are found by their path."""
-    served = [_model(services, model.name, Target(model)) for model in services.fleet.models()]
+    served = [_model(services, model.name, Target(model)) for model in services.fleet.models() if model.policy is None]
     return {"object": "list", "data": served}
 
 

@@ -54,7 +54,7 @@ class ReverseKLPass(Kind[DistillationRequest]):
             Revision(folder, directory) if folder is not None and directory is not None else None,
             request.temperature,
         )
-        return check_reverse_kl(command, catalog.model(operation.facts["model"]))
+        return check_reverse_kl(command, catalog.writer(operation.facts["model"]))
 
     @override
     def finish(

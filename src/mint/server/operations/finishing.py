@@ -13,7 +13,7 @@ from typing import TypeVar
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
-from mint.engine.core import Command, Result
+from mint.engine.core import Planned, Result
 from mint.errors import SERVER_FAULT, MintError
 from mint.server.accounting import accounted, measured
 from mint.server.operations.kind import Completion, Kind
@@ -40,7 +40,7 @@ async def finish(
     kind: Kind[R],
     operation: Operation,
     request: R,
-    command: Command,
+    command: Planned,
     outcome: Result | MintError,
 ) -> None:
     """Write the result down, then wake whoever waits for it."""

@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from pydantic import ValidationError
 from sqlalchemy import Connection
 
-from mint.engine.core import Command, Result
+from mint.engine.core import Planned, Result
 from mint.errors import BadRequestError, MintError
 from mint.server.catalog import Catalog
 from mint.store.schema import Operation
@@ -53,6 +53,7 @@ class Kind(Protocol[R]):
         ordered: belongs to a run's stream; the others are independent of each other.
         lines_up: waits for a place in the worker, in the line of samples.
         replayed: changes its run, so that recovery must run it again.
+        reads_images: its body may have images, which are decoded in planning.
         saves: the worker writes a checkpoint folder, which is committed before `finish` is called.
     """
 
@@ -61,6 +62,7 @@ class Kind(Protocol[R]):
     replayed: bool
     lines_up: bool = False
     saves: bool = False
+    reads_images: bool = False
 
     def parse(self, body: bytes, content_type: str) -> R:
         """Read the body."""
@@ -91,7 +93,7 @@ class Kind(Protocol[R]):
         del connection, catalog, facts
         return {}
 
-    def plan(self, catalog: Catalog, operation: Operation, request: R) -> Command:
+    def plan(self, catalog: Catalog, operation: Operation, request: R) -> Planned:
         """The command for the worker. The facts of `operation` are here those of the journal and what `recall` adds.
 
         Raises:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from mint.server.catalog import Catalog
+from mint.server.operations.acting import Act, ActBatch, VlaTrainStep
 from mint.server.operations.distillation import ReverseKLPass
 from mint.server.operations.external import SaveExternal
 from mint.server.operations.interpolation import Interpolation
@@ -35,6 +36,9 @@ KINDS: dict[str, Kind[Any]] = {
         LoadWeights(),
         Interpolation(),
         AsyncSample(),
+        VlaTrainStep(),
+        Act(),
+        ActBatch(),
     )
 }
 

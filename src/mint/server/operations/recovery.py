@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 
 from mint.dispatch.streams import History
-from mint.engine.core import Command, ForwardBackward, RestoreRun
+from mint.engine.core import ForwardBackward, Planned, RestoreRun, SampleBatch
 from mint.errors import MintError
 from mint.server.catalog import Catalog
 from mint.server.operations.finishing import fail
@@ -71,7 +71,7 @@ async def _take_up(services: Services, operation: Operation) -> None:
         dispatch(services, kind, operation, request, command)
 
 
-def _again(catalog: Catalog, operation: Operation) -> tuple[Any, Command]:
+def _again(catalog: Catalog, operation: Operation) -> tuple[Any, Planned]:
     """An operation of the journal as it was first read and planned."""
     kind = KINDS[operation.kind]
     request = kind.parse(operation.payload, operation.payload_type)
@@ -103,13 +103,17 @@ class ServerJournal:
         # each by itself: a long history lets others plan in between, and the server end
         changing = (o for o in finished if o.status == Status.DONE and KINDS[o.kind].replayed)
         commands = [await self._command(operation) for operation in changing]
-        replayed = [each for each in commands if not (isinstance(each, ForwardBackward) and each.forward_only)]
+        replayed = [
+            each
+            for each in commands
+            if not isinstance(each, SampleBatch) and not (isinstance(each, ForwardBackward) and each.forward_only)
+        ]
         if snapshot is not None:
             folder = self._snapshot_dir / snapshot.directory
             replayed = [RestoreRun(run_id, folder, with_optimizer=True), *replayed]
         return History(next_seq_id, tuple(replayed), spent)
 
-    async def _command(self, operation: Operation) -> Command:
+    async def _command(self, operation: Operation) -> Planned:
         if operation.directory is not None and not self._catalog.store.is_here(operation.directory):
             await asyncio.to_thread(self._catalog.store.fetch, operation.directory)
         _, command = await aside(True, _again, self._catalog, operation)

@@ -15,10 +15,11 @@ from mint.engine.loss_specs import check_token_ids
 from mint.errors import BadRequestError, GoneError
 from mint.server import access
 from mint.server.catalog import Catalog
+from mint.server.operations.datums import image_reader, read_input
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.store.schema import Operation
 from mint.wire import requests
-from mint.wire.documents import chunk_tokens
+from mint.wire.chunks import ModelInput, chunk_from_json
 from mint.wire.passes import PROTOBUF
 from mint.wire.requests import SampleRequest
 from mint.wire.samples import PromptPart, TokenTable, encode_sample, sampled_sequence
@@ -45,6 +46,7 @@ class AsyncSample(Kind[SampleRequest]):
     ordered = False
     replayed = False
     lines_up = True
+    reads_images = True
 
     @override
     def parse(self, body: bytes, content_type: str) -> SampleRequest:
@@ -74,20 +76,23 @@ class AsyncSample(Kind[SampleRequest]):
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SampleRequest) -> Sample:
-        model = catalog.model(operation.facts["model"])
-        prompt = _prompt(request)
+        model = catalog.writer(operation.facts["model"])
+        prompt, images = read_input(_prompt(request), model, image_reader(model))
+        if images:
+            _refuse_query(request)
         check_token_ids(prompt, model, "prompt")
         params = _params(request.sampling_params, model, len(prompt), operation.request_id)
         drawn = request.num_samples * params.max_tokens
         _limit("num_samples", request.num_samples, params.max_tokens, "max_tokens", MAX_TOKENS)
         _limit("topk_sample_logprobs", request.topk_sample_logprobs, drawn, "tokens", MAX_TOKENS)
         return Sample(
-            revision=_revision(catalog, operation.facts["directory"]),
+            revision=revision_of(catalog, operation.facts["directory"]),
             prompt=prompt,
             num_samples=request.num_samples,
             params=params,
             query=_query(request, model, len(prompt)),
             top_logprobs=request.topk_sample_logprobs,
+            images=images,
         )
 
     @override
@@ -97,7 +102,12 @@ class AsyncSample(Kind[SampleRequest]):
         return Completion(encode_sample(sequences, _prompt_part(request, sampled)), PROTOBUF)
 
 
-def _revision(catalog: Catalog, directory: str | None) -> Revision | None:
+def revision_of(catalog: Catalog, directory: str | None) -> Revision | None:
+    """The revision in a checkpoint folder; None is the base model.
+
+    Raises:
+        GoneError: the folder is not there any more.
+    """
     if directory is None:
         return None
     if catalog.store.is_gone(directory):
@@ -142,6 +152,13 @@ def _query(request: SampleRequest, model: ModelInfo, length: int) -> PromptQuery
     )
 
 
+def _refuse_query(request: SampleRequest) -> None:
+    """There is no token where an image stands, and so nothing to tell of it."""
+    for field in ("prompt_logprobs", "topk_prompt_logprobs", "target_prompt_logprobs", "prompt_alt_tokens_k"):
+        if getattr(request, field):
+            raise BadRequestError("is not served for a prompt with images", field=field)
+
+
 def _targets(request: SampleRequest, length: int) -> PromptTargets | None:
     value = request.target_prompt_logprobs
     return decode_targets(value, length) if value is not None else None
@@ -173,16 +190,15 @@ def _nothing(positions: int, each: int) -> TokenTable:
     return TokenTable(np.full((positions, each), -1, np.int32), np.full((positions, each), -np.inf, np.float32))
 
 
-def _prompt(request: SampleRequest) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+def _prompt(request: SampleRequest) -> ModelInput:
     chunks = request.prompt.chunks
     if not chunks:
         raise BadRequestError("has no tokens; a sample needs at least one", field="prompt")
-    return np.concatenate(
-        [
-            chunk_tokens(chunk.model_dump(exclude_none=True), f"prompt.chunks[{place}]")
-            for place, chunk in enumerate(chunks)
-        ]
+    read = (
+        chunk_from_json(chunk.model_dump(exclude_none=True), f"prompt.chunks[{place}]")
+        for place, chunk in enumerate(chunks)
     )
+    return ModelInput(tuple(read), "prompt")
 
 
 def _params(params: requests.SamplingParams, model: ModelInfo, prompt: int, request_id: str) -> SamplingParams:

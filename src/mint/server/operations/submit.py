@@ -15,9 +15,10 @@ from typing import Any, Generic, ParamSpec, TypeVar
 
 from sqlalchemy import Connection
 
+from mint.dispatch.sample_batches import add_batch
 from mint.dispatch.sample_queue import SampleTicket
 from mint.dispatch.streams import Ticket
-from mint.engine.core import Command, Interpolate, Result, Sample
+from mint.engine.core import Interpolate, Planned, Result, Sample, SampleBatch
 from mint.errors import SERVER_FAULT, BadRequestError, BusyError, MintError, PermissionDeniedError
 from mint.observability.logs import begin, bind
 from mint.server import limits
@@ -40,6 +41,9 @@ P = ParamSpec("P")
 LARGE_BODY = 1 << 20
 """Bytes; reading and checking that much JSON takes some ten milliseconds, in which nobody else is answered."""
 
+IMAGE_BODY = 1 << 10
+"""Where a body may have images, this is large: so few bytes can be many pixels."""
+
 PLANNING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planning")
 """Reads and plans large bodies, and what is replayed; one at a time, since a parsed body is many times its size."""
 
@@ -59,7 +63,7 @@ async def submit(
         MintError: the request is refused; its sequence number counts as spent, unless it may be sent again.
     """
     services.check_accepting()
-    large = len(body) > LARGE_BODY
+    large = len(body) > (IMAGE_BODY if kind.reads_images and services.catalog.sees else LARGE_BODY)
     number: tuple[str, int | None] | None = None
     try:
         request = await aside(large, kind.parse, body, content_type)
@@ -172,7 +176,7 @@ async def _accept(way_in: _WayIn[R], *, large: bool) -> Operation:
         found = way_in.look_up(connection, has_room=has_room)
         return recalled(connection, catalog, found) if found.request_id == arrived.request_id else found
 
-    def write(connection: Connection, command: Command | None) -> tuple[Operation, Command | None]:
+    def write(connection: Connection, command: Planned | None) -> tuple[Operation, Planned | None]:
         operation = way_in.look_up(connection, has_room=has_room)
         if operation.request_id != arrived.request_id:
             return operation, None
@@ -180,7 +184,7 @@ async def _accept(way_in: _WayIn[R], *, large: bool) -> Operation:
         way_in.write(connection, operation)
         return operation, command
 
-    command: Command | None = None
+    command: Planned | None = None
     with services.samples.arriving(arrived.owner) if kind.lines_up else nullcontext(True) as has_room:
         if large:
             found = await services.database.transaction(to_plan)
@@ -229,7 +233,7 @@ async def _spend(services: Services, refused: Operation) -> None:
         services.dispatcher.skip(refused.stream, place)
 
 
-def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Command) -> None:
+def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Planned) -> None:
     """Send a journaled operation on its way to the worker; its result will be written down."""
 
     async def finish(outcome: Result | MintError) -> None:
@@ -244,6 +248,10 @@ def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R
         if isinstance(command, Sample):
             services.presence.beat(operation.client)
             services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.client))
+        elif isinstance(command, SampleBatch):
+            services.presence.beat(operation.client)
+            first = SampleTicket(*what, command.samples[0], finish, operation.owner, operation.client)
+            add_batch(services.samples, first, command)
         else:
             services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
 

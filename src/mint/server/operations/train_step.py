@@ -36,6 +36,7 @@ class TrainStepKind(Kind[TrainStepRequest]):
     name = "train_step"
     ordered = True
     replayed = True
+    reads_images = True
 
     def __init__(self) -> None:
         self._pass = Pass()

@@ -12,7 +12,6 @@ from typing_extensions import override
 
 from mint.engine.core import (
     CreateRun,
-    Datum,
     ForwardBackward,
     LoraShape,
     OptimStep,
@@ -22,11 +21,13 @@ from mint.engine.core import (
 )
 from mint.engine.loss_graph import LossGraph
 from mint.engine.loss_specs import check_forward_backward
+from mint.engine.policy_specs import check_policy_pass
 from mint.engine.rollout_correction import parse_rollout_correction
 from mint.errors import BadRequestError
 from mint.server import access
 from mint.server.catalog import Catalog
 from mint.server.operations.custom_loss import custom_loss_facts, recall_loss
+from mint.server.operations.datums import read_data
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.server.operations.optimizers import adam_params, refuse_optimizer
 from mint.store import repository
@@ -72,6 +73,12 @@ class CreateModel(Kind[CreateModelRequest]):
                 field="lora_config",
             )
         refuse_optimizer(request.optimizer_config)
+        if lora.train_vision:
+            raise BadRequestError(
+                "is not served: vision tower and projector stay frozen", field="lora_config.train_vision"
+            )
+        if model.policy is not None and request.rollout_correction_config is not None:
+            raise BadRequestError(f"is not served for {model.name}", field="rollout_correction_config")
         if request.rollout_correction_config is not None:
             parse_rollout_correction(request.rollout_correction_config)
         stream, _ = self.stream(request)
@@ -127,6 +134,7 @@ class Pass(Kind[PassRequest]):
     name = "forward_backward"
     ordered = True
     replayed = True
+    reads_images = True
 
     @override
     def parse(self, body: bytes, content_type: str) -> PassRequest:
@@ -134,7 +142,7 @@ class Pass(Kind[PassRequest]):
 
     @override
     def stream(self, request: PassRequest) -> tuple[str, int]:
-        return request.model_id, request.seq_id
+    def stream(self, request: PassRequest) -> tuple[str, int | None]:
 
     @override
     def resolve(self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str) -> dict[str, Any]:
@@ -153,18 +161,20 @@ class Pass(Kind[PassRequest]):
         texts = [name for name, value in config.items() if isinstance(value, str)]
         if texts:
             raise BadRequestError("must be a number", field=f"loss_fn_config.{texts[0]}")
+        model = catalog.model(operation.facts["model"])
         # a pass that was journaled before there was rollout correction has no such fact
         correction = operation.facts.get("rollout_correction")
         command = ForwardBackward(
             request.model_id,
-            tuple(Datum(datum.tokens, datum.loss_inputs) for datum in request.data),
+            tuple(read_data(request.data, model)),
             request.loss_fn,
             {name: float(value) for name, value in config.items()},
             request.forward_only,
             loss_graph=graph,
             rollout_correction=parse_rollout_correction(correction) if correction is not None else None,
         )
-        return check_forward_backward(command, catalog.model(operation.facts["model"]))
+        check = check_forward_backward if model.policy is None else check_policy_pass
+        return check(command, model)
 
     @override
     def finish(self, catalog: Catalog, operation: Operation, request: PassRequest, result: Result) -> Completion:

@@ -52,7 +52,7 @@ async def capabilities(services: Ready, _owner: Owner) -> dict[str, Any]:
                 "model_name": model.name,
                 "max_context_length": model.max_context_length,
                 "trainable": True,
-                "sampleable": True,
+                "sampleable": model.policy is None,
             }
             for model in services.fleet.models()
         ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter
 
 from mint.server import access, resources
 from mint.server.dependencies import Owner, Ready
@@ -48,9 +48,9 @@ async def list_models(services: Ready, owner: Owner, limit: Limit = 100, offset:
     return {"models": models, "cursor": resources.cursor(page, window)}
 
 
-@router.delete("/models/{model_id}", status_code=204)
-async def free_model(model_id: str, services: Ready, owner: Owner) -> Response:
+@router.delete("/models/{model_id}")
+async def free_model(model_id: str, services: Ready, owner: Owner) -> dict[str, str]:
     """Free a run's memory once it has nothing to do. Nothing is lost: its next operation has it rebuilt."""
     run = await services.database.transaction(lambda c: access.run(c, model_id, owner))
-    services.dispatcher.unload(run.run_id)
-    return Response(status_code=204)
+    await services.dispatcher.release(run.run_id)
+    return {"model_id": run.run_id, "type": "delete_model"}

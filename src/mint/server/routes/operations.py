@@ -65,7 +65,7 @@ PASS_BODY = {
 }
 
 
-def _described(fields: str) -> dict[str, Any]:
+def described(fields: str) -> dict[str, Any]:
     """A JSON body that is read by hand."""
     content = {JSON: {"schema": {"type": "object"}}}
     return {"requestBody": {"required": True, "description": f"`{fields}`", "content": content}}
@@ -123,13 +123,13 @@ async def optim_step(http: Request, services: Ready, caller: Caller) -> dict[str
     return await _training(services, "optim_step", http, caller)
 
 
-@router.post("/train_step", openapi_extra=_described(TRAIN_STEP))
+@router.post("/train_step", openapi_extra=described(TRAIN_STEP))
 async def train_step(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """forward_backward and optim_step as one operation: both happen or neither."""
     return await _training(services, "train_step", http, caller)
 
 
-@router.post("/mint/forward_backward_reverse_kl", openapi_extra=_described(REVERSE_KL))
+@router.post("/mint/forward_backward_reverse_kl", openapi_extra=described(REVERSE_KL))
 async def forward_backward_reverse_kl(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """Gradients of the reverse KL to a checkpoint or the base model are added to the run's."""
     return await _training(services, "forward_backward_reverse_kl", http, caller)
