@@ -141,8 +141,8 @@ class Pass(Kind[PassRequest]):
         return decode_pass(body, content_type)
 
     @override
-    def stream(self, request: PassRequest) -> tuple[str, int]:
     def stream(self, request: PassRequest) -> tuple[str, int | None]:
+        return request.model_id, request.seq_id
 
     @override
     def resolve(self, connection: Connection, catalog: Catalog, request: PassRequest, owner: str) -> dict[str, Any]:
