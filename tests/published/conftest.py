@@ -19,6 +19,9 @@ from mint.tiny import model_path
 from ..server.live import ALICE, LiveServer, environment
 from .hub import MODEL, make_hub
 
+SECONDS = 300
+"""Nothing here takes that long."""
+
 TIMES: list[tuple[str, float]] = []
 """What ran, and for how many seconds, interpreter and imports included."""
 
@@ -37,22 +40,25 @@ class Programs:
         offline = {"HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled", "PYTHONUNBUFFERED": "1"}
         return environment(self.server.folder, TINKER_BASE_URL=self.server.url, TINKER_API_KEY=key, **offline)
 
-    def start(self, module: str, *arguments: str) -> subprocess.Popen[str]:
-        command = [sys.executable, "-m", module, *arguments]
-        return subprocess.Popen(
-            command, cwd=self.hub, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """`python` with these arguments."""
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        command = [sys.executable, *arguments]
+        return subprocess.Popen(command, cwd=self.hub, env=self.environment, text=True, **pipes)
 
-    def run(self, module: str, *arguments: str, name: str = "", seconds: float = 300) -> str:
-        """All that `python -m module` says."""
+    def run(self, module: str, *arguments: str, name: str = "") -> str:
+        """What `python -m module` prints."""
+        return self.finish(self.start("-m", module, *arguments), name or module)
+
+    def finish(self, process: subprocess.Popen[str], name: str) -> str:
+        """Wait for a program that was just started, and note its time."""
         started = time.perf_counter()
-        process = self.start(module, *arguments)
         try:
-            said, _ = process.communicate(timeout=seconds)
+            said, errors = process.communicate(timeout=SECONDS)
         finally:
             process.kill()
-        assert process.returncode == 0, said[-6000:]
-        TIMES.append((name or module, time.perf_counter() - started))
+        assert process.returncode == 0, (said + errors)[-6000:]
+        TIMES.append((name, time.perf_counter() - started))
         return said
 
     def log(self, name: str) -> Path:

@@ -1,7 +1,7 @@
 """A folder with what programs would fetch from the Hugging Face hub: a tokenizer, and data sets by their names.
 
-`load_dataset("openai/gsm8k")` and the cookbook's `get_tokenizer` look for a folder of that name before they ask the hub, so
-a program that runs here needs no change. The data are made for mint/tiny, in each data set's own format.
+`load_dataset("openai/gsm8k")` and the cookbook's `get_tokenizer` look for a folder of that name before they ask the
+hub, so a program that runs here needs no change. The data are made for mint/tiny, in each data set's own format.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import Any
 from mint.tiny import model_path
 
 MODEL = "Qwen/Qwen3-4B-Instruct-2507"
-"""What mint/tiny is served as: a name for which the cookbook knows a renderer, of the chat format that the model has."""
+"""What mint/tiny is served as: a name for which the cookbook knows a renderer, of the model's own chat format."""
 
 ROWS = 96
 
@@ -24,8 +24,8 @@ ROWS = 96
 def make_hub(folder: Path) -> Path:
     """Write everything into `folder`."""
     shutil.copytree(model_path(), folder / MODEL)
-    conversations = [{"messages": _messages(question, answer)} for question, answer in _largest(ROWS, seed=0)]
-    write(folder / "HuggingFaceH4/no_robots", train=conversations, test=conversations[:16])
+    conversations = [{"messages": _messages(question, answer)} for question, answer in _largest(384, seed=0)]
+    write(folder / "HuggingFaceH4/no_robots", train=conversations, test=conversations[:128])
     write(folder / "openai/gsm8k", name="main", train=list(_gsm8k()), test=list(_gsm8k())[:16])
     write(folder / "Anthropic/hh-rlhf", train=list(_preferences()), test=list(_preferences())[:16])
     write(folder / "zwhe99/DeepMath-103K", train=[{"question": question} for question, _ in _largest(ROWS, seed=1)])
