@@ -1,6 +1,7 @@
 """Pages of the site that are written from the code, so that they cannot say anything else: a hook of MkDocs.
 
-`howto/NAME.md` is an example, its docstring as text and its source below; `http.md` is the server's OpenAPI document.
+`howto/NAME.md` is an example, its docstring as text and its source below; `http.md` is the server's OpenAPI document. And
+documents for which mkdocs.yml names no place are guides.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ from mint.tiny import NAME, model_path
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem != "quickstart")
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Put documents without a place among the guides."""
+    named = str(config.nav)
+    (guides,) = (section["Guides"] for section in config.nav or [] if "Guides" in section)
+    guides += [path.name for path in sorted((ROOT / "docs").glob("*.md")) if f"'{path.name}'" not in named]
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
