@@ -13,7 +13,7 @@ import argparse
 import random
 import re
 from statistics import mean
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich import print
 from rich.progress import track
@@ -33,31 +33,6 @@ TURNS = 2
 THINGS = ["apple", "book", "hat", "key", "shoe"]
 
 
-class Task(NamedTuple):
-    """A thing, and today's prices."""
-
-    thing: str
-    prices: dict[str, int]
-
-    @property
-    def question(self) -> Message:
-        return {"role": "user", "content": f"What does the {self.thing} cost?"}
-
-    @property
-    def answer(self) -> str:
-        return str(self.prices[self.thing])
-
-    def call_tool(self, said: str) -> str | None:
-        """What the shop says; None if it was not asked."""
-        asked = re.fullmatch(r"ask (\w+)", said.strip())
-        return str(self.prices.get(asked[1], "unknown")) if asked else None
-
-
-def make_tasks(count: int, seed: int) -> list[Task]:
-    rng = random.Random(seed)
-    return [Task(rng.choice(THINGS), {thing: rng.randint(10, 99) for thing in THINGS}) for _ in range(count)]
-
-
 def datum(tokens: list[int], **inputs: list[float]) -> types.Datum:
     """Position i predicts token i + 1; the inputs are one number for each token."""
     shifted: dict[str, Any] = {name: values[1:] for name, values in inputs.items()}
@@ -65,31 +40,27 @@ def datum(tokens: list[int], **inputs: list[float]) -> types.Datum:
     return types.Datum(model_input=types.ModelInput.from_ints(tokens[:-1]), loss_fn_inputs=shifted)
 
 
-def worked_example(renderer: Any, task: Task) -> types.Datum:
-    said = [("assistant", f"ask {task.thing}"), ("tool", task.answer), ("assistant", task.answer)]
-    messages = [task.question, *({"role": role, "content": content} for role, content in said)]
-    model_input, weights = renderer.build_supervised_example(messages, TrainOnWhat.ALL_ASSISTANT_MESSAGES)
-    return datum(model_input.to_ints(), weights=weights.tolist())
-
-
 class Episode:
-    """One conversation between the model and its tool."""
+    """A conversation about today's prices, between a customer, the model and the shop. The seed makes the day."""
 
-    def __init__(self, renderer: Any, task: Task) -> None:
-        self.task = task
-        self.conversation = Conversation(renderer, [task.question])
+    def __init__(self, renderer: Any, seed: int) -> None:
+        rng = random.Random(seed)
+        self.prices = {thing: str(rng.randint(10, 99)) for thing in THINGS}
+        self.thing = rng.choice(THINGS)
+        question = Message(role="user", content=f"What does the {self.thing} cost?")
+        self.conversation = Conversation(renderer, [question])
         self.logprobs = [0.0] * len(self.conversation.tokens)
         self.reward: float | None = None
 
     def take(self, sample: types.SampledSequence) -> None:
-        """Read an answer: a call of the tool goes on, anything else is the last word."""
-        said = get_text_content(self.conversation.add_sampled(sample.tokens)[0])
+        """Read what the model said: a call of the tool goes on, anything else is its last word."""
+        said = get_text_content(self.conversation.add_sampled(sample.tokens)[0]).strip()
         self.logprobs += sample.logprobs or []
-        result = self.task.call_tool(said)
-        if result is None:
-            self.reward = float(said.strip() == self.task.answer)
+        asked = re.fullmatch(r"ask (\w+)", said)
+        if not asked:
+            self.reward = float(said == self.prices[self.thing])
             return
-        self.conversation.add({"role": "tool", "content": result})
+        self.conversation.add(Message(role="tool", content=self.prices.get(asked[1], "unknown")))
         self.logprobs += [0.0] * (len(self.conversation.tokens) - len(self.logprobs))
 
     def as_datum(self, advantage: float) -> types.Datum:
@@ -97,11 +68,21 @@ class Episode:
         return datum(tokens, logprobs=self.logprobs, advantages=[advantage * weight for weight in sampled])
 
 
-def play(run: tinker.TrainingClient, renderer: Any, tasks: list[Task], group: int) -> list[list[Episode]]:
-    """A group of episodes for each task, all at once, turn by turn."""
+def worked_example(renderer: Any, seed: int) -> types.Datum:
+    """How it is done."""
+    episode = Episode(renderer, seed)
+    price = episode.prices[episode.thing]
+    said = [("assistant", f"ask {episode.thing}"), ("tool", price), ("assistant", price)]
+    messages = [*episode.conversation.messages, *(Message(role=role, content=content) for role, content in said)]
+    model_input, weights = renderer.build_supervised_example(messages, TrainOnWhat.ALL_ASSISTANT_MESSAGES)
+    return datum(model_input.to_ints(), weights=weights.tolist())
+
+
+def play(run: tinker.TrainingClient, renderer: Any, seeds: list[int], group: int) -> list[list[Episode]]:
+    """A group of episodes for each seed, all at once, turn by turn."""
     sampler = run.save_weights_and_get_sampling_client().result()
     params = types.SamplingParams(max_tokens=12, stop=renderer.get_stop_sequences())
-    groups = [[Episode(renderer, task) for _ in range(group)] for task in tasks]
+    groups = [[Episode(renderer, seed) for _ in range(group)] for seed in seeds]
     for _ in range(TURNS):
         going_on = [episode for episodes in groups for episode in episodes if episode.reward is None]
         futures = [sampler.sample(each.conversation.prompt, num_samples=1, sampling_params=params) for each in going_on]
@@ -131,11 +112,12 @@ def main() -> None:
         tokenizer = run.get_tokenizer()
         renderer = get_renderer(recommended_renderer(arguments.base_model, tokenizer), tokenizer)
         for number in track(range(arguments.warm_up), "warm-up"):
-            step(run, [worked_example(renderer, task) for task in make_tasks(16, number)], "cross_entropy", 3e-3)
+            step(run, [worked_example(renderer, 16 * number + i) for i in range(16)], "cross_entropy", 3e-3)
 
         rewards = []
         for number in track(range(arguments.steps), "training"):
-            groups = play(run, renderer, make_tasks(arguments.tasks, 1000 + number), arguments.group)
+            seeds = [1000 + arguments.tasks * number + i for i in range(arguments.tasks)]
+            groups = play(run, renderer, seeds, arguments.group)
             scored = [[(episode, episode.reward or 0.0) for episode in group] for group in groups]
             means = [mean(reward for _, reward in group) for group in scored]
             data = [e.as_datum(r - m) for group, m in zip(scored, means, strict=True) for e, r in group if r != m]

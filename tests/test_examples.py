@@ -83,7 +83,7 @@ def test_distillation_from_a_teacher(run: Run) -> None:
 
 
 def test_tool_use_over_several_turns(run: Run) -> None:
-    before, after = before_and_after(run("tool_use.py", "--steps", "9"), "right answers:")
+    before, after = before_and_after(run("tool_use.py"), "right answers:")
     assert after > before + 0.15
 
 

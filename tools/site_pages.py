@@ -1,6 +1,6 @@
 """Pages of the site that are written from the code, so that they cannot say anything else: a hook of MkDocs.
 
-`howto/NAME.md` is an example, its docstring as text and its source below; `http.md` is the server's OpenAPI document. And
+`howto/NAME.md` is an example, its docstring as text and its source below; `http.md` is the OpenAPI document. And
 documents for which mkdocs.yml names no place are guides.
 """
 
