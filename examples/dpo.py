@@ -3,8 +3,8 @@
     mint run examples/dpo.py
 
 DPO compares the two answers of a pair, so its loss is a function of several sequences' log-probabilities. Such a loss
-is written in torch and computed here, between a forward pass on the server and the backward pass that it asks for. (A
-loss of one sequence at a time can be computed on the server altogether: docs/training.md, "Losses of your own".)
+is written in torch and computed here, between a forward pass on the server and the backward pass that it asks for. A
+loss of one sequence at a time can be computed on the server altogether: see "Losses of your own" in docs/training.md.
 """
 
 from __future__ import annotations

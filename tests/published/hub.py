@@ -26,6 +26,7 @@ def make_hub(folder: Path) -> Path:
     shutil.copytree(model_path(), folder / MODEL)
     conversations = [{"messages": _messages(question, answer)} for question, answer in _largest(384, seed=0)]
     write(folder / "HuggingFaceH4/no_robots", train=conversations, test=conversations[:128])
+    write(folder / "allenai/tulu-3-sft-mixture", train=conversations)
     write(folder / "openai/gsm8k", name="main", train=list(_gsm8k()), test=list(_gsm8k())[:16])
     write(folder / "Anthropic/hh-rlhf", train=list(_preferences()), test=list(_preferences())[:16])
     write(folder / "zwhe99/DeepMath-103K", train=[{"question": question} for question, _ in _largest(ROWS, seed=1)])

@@ -70,14 +70,13 @@ def test_a_killed_trainer_goes_on_from_its_checkpoint(programs: Programs) -> Non
 
 
 @pytest.mark.slow
-def test_rl_trainer_learns_arithmetic(programs: Programs) -> None:
+def test_rl_trainer_on_what_the_model_knows(programs: Programs) -> None:
     log = programs.log("math_rl")
     settings = ["env=arithmetic", "group_size=4", "groups_per_batch=16", "learning_rate=1e-3", "max_tokens=8"]
     settings += ["loss_fn=importance_sampling", "max_steps=5", "lora_rank=8", "eval_every=0", "save_every=3"]
     programs.run(f"{RECIPES}.math_rl.train", f"model_name={MODEL}", f"log_path={log}", *settings)
-    rewards = values(log, "env/all/reward/total")
-    assert rewards[-1] > rewards[0]
-    assert max(values(log, "optim/kl_sample_train_v1"), key=abs) == pytest.approx(0, abs=1e-3)
+    assert min(values(log, "env/all/reward/total")) > 0.6  # it can add, and does not unlearn it
+    assert max(map(abs, values(log, "optim/kl_sample_train_v1"))) < 1e-4  # sampler and trainer agree
 
 
 @pytest.mark.slow
@@ -137,6 +136,31 @@ def test_distillation_off_policy(programs: Programs) -> None:
     programs.run(program, f"model_name={MODEL}", f"log_path={log}", *settings)
     losses = values(log, "train_mean_nll")
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_distillation_from_several_teachers(programs: Programs) -> None:
+    log = programs.log("multi_teacher")
+    settings = [f"deepmath_teacher_model={MODEL}", f"tulu3_teacher_model={MODEL}", "deepmath_groups_per_batch=2"]
+    settings += ["tulu3_groups_per_batch=2", "group_size=2", "max_tokens=12", "max_steps=2", "lora_rank=8"]
+    settings += ["eval_every=0", "save_every=0"]
+    program = f"{RECIPES}.distillation.on_policy_multi_teacher"
+    programs.run(program, f"model_name={MODEL}", f"log_path={log}", *settings)
+    assert values(log, "teacher_kl")[0] == pytest.approx(0, abs=1e-4)  # the student begins as both of them
+
+
+@pytest.mark.slow
+def test_rl_with_a_model_as_judge(programs: Programs) -> None:
+    log, data = programs.log("rubric"), programs.hub / "rubrics"
+    data.mkdir()
+    make = f"from {RECIPES}.rubric.generate_data import generate_dataset; generate_dataset(16, 4, 0, {str(data)!r})"
+    programs.finish(programs.start("-c", make), f"{RECIPES}.rubric.generate_data")
+    settings = [f"grader_llm_name={MODEL}", "grader_renderer_name=qwen3_instruct", "renderer_name=qwen3_instruct"]
+    settings += [f"train_jsonl_path={data}/example_rubric_train.jsonl", "loss_fn=importance_sampling", "lora_rank=8"]
+    settings += [f"test_jsonl_path={data}/example_rubric_test.jsonl", "groups_per_batch=4", "train_group_size=2"]
+    settings += ["max_tokens=8", "max_steps=2", "eval_every=0", "save_every=0"]
+    programs.run(f"{RECIPES}.rubric.train", f"model_name={MODEL}", f"log_path={log}", *settings)
+    assert len(values(log, "env/all/reward/total")) == 2
 
 
 @pytest.mark.slow
