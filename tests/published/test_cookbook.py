@@ -150,20 +150,6 @@ def test_distillation_from_several_teachers(programs: Programs) -> None:
 
 
 @pytest.mark.slow
-def test_rl_with_a_model_as_judge(programs: Programs) -> None:
-    log, data = programs.log("rubric"), programs.hub / "rubrics"
-    data.mkdir()
-    make = f"from {RECIPES}.rubric.generate_data import generate_dataset; generate_dataset(16, 4, 0, {str(data)!r})"
-    programs.finish(programs.start("-c", make), f"{RECIPES}.rubric.generate_data")
-    settings = [f"grader_llm_name={MODEL}", "grader_renderer_name=qwen3_instruct", "renderer_name=qwen3_instruct"]
-    settings += [f"train_jsonl_path={data}/example_rubric_train.jsonl", "loss_fn=importance_sampling", "lora_rank=8"]
-    settings += [f"test_jsonl_path={data}/example_rubric_test.jsonl", "groups_per_batch=4", "train_group_size=2"]
-    settings += ["max_tokens=8", "max_steps=2", "eval_every=0", "save_every=0"]
-    programs.run(f"{RECIPES}.rubric.train", f"model_name={MODEL}", f"log_path={log}", *settings)
-    assert len(values(log, "env/all/reward/total")) == 2
-
-
-@pytest.mark.slow
 def test_self_distillation(programs: Programs) -> None:
     log = programs.log("sdft")
     settings = ["groups_per_batch=8", "max_tokens=16", "max_steps=3", "lora_rank=8", "topk=4", "max_context_length=512"]
