@@ -53,7 +53,7 @@ test-slow: $(STAMP) ## The tests that take longer
 test-gpu: $(STAMP) ## The tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
 
-programs: $(STAMP) ## tinker-cookbook's programs and the tinker command, with the time of each (about 6 minutes)
+programs: $(STAMP) ## tinker-cookbook's programs and the tinker command, with the time of each (some minutes)
 	$(BIN)/python -m pytest tests/published
 
 docs: $(STAMP) ## The documentation as a site, in build/site
