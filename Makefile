@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install quickstart test lint types format test-slow sdk-matrix test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu bench-reliability simulation soak tiny-vla clean
+.PHONY: help install quickstart test lint types format test-slow sdk-matrix test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu bench-reliability simulation soak tiny-vla programs docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -16,8 +16,8 @@ help: ## This list
 install: $(STAMP) ## Make the environment in .venv, with `mint` on its path
 
 # torch comes first and by itself: which build pip takes then follows from its own settings, such as an index of CPU
-# builds, and not from what another package asks for. tinker-cookbook comes without what it depends on: its renderers need
-# no more than is here already, and tml-renderers, which it asks for, is not on every index in the version that it wants.
+# builds, and not from what another package asks for. tinker-cookbook comes without what it depends on: tml-renderers, which
+# it asks for, is not on every index in the version that it wants, and what its programs need besides is in the extra `programs`.
 $(STAMP): pyproject.toml constraints.txt
 	@echo "making the environment in $(VENV) (a few minutes the first time)"
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { rm -rf $(VENV); $(PYTHON) -m venv $(VENV); } || \
@@ -55,6 +55,13 @@ sdk-matrix: $(STAMP) ## What each version of the SDK can do here (about 2 minute
 
 test-gpu: $(STAMP) ## The tests that need a CUDA device
 	$(BIN)/python -m pytest -m gpu
+
+programs: $(STAMP) ## tinker-cookbook's programs and the tinker command, with the time of each (some minutes)
+	$(BIN)/python -m pytest tests/published
+
+docs: $(STAMP) ## The documentation as a site, in build/site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet
+	@echo "build/site/index.html; with search: $(BIN)/python -m http.server -d build/site --bind 127.0.0.1 8080"
 
 tiny: $(STAMP) ## Train the built-in base model again (about 40 minutes on 2 cores)
 	$(BIN)/python -m mint.tiny.recipe
