@@ -49,7 +49,7 @@ class TrainStepKind(Kind[TrainStepRequest]):
         return TrainStepRequest(pass_from_json(document), parse_object(OptimizerParams, document))
 
     @override
-    def stream(self, request: TrainStepRequest) -> tuple[str, int]:
+    def stream(self, request: TrainStepRequest) -> tuple[str, int | None]:
         return self._pass.stream(request.forward_backward)
 
     @override
