@@ -46,7 +46,7 @@ from mint.server.sweeper import keep_sweeping
 from mint.server.tokens import Tokens
 from mint.store.database import Database
 from mint.store.keys import Role
-from mint.store.objects import LocalStore
+from mint.store.objects import CheckpointStore, LocalStore, checkpoint_store
 
 logger = logging.getLogger(__name__)
 
@@ -74,11 +74,15 @@ def create_app(config: ServerConfig, database: Database | None = None) -> FastAP
     Without a `database` it opens its own then. Either is closed at the end.
 
     `app.state.startup` is the task that loads the models; it fails with `ModelLoadError` if one cannot be.
+
+    Raises:
+        MintError: the URL of the store of checkpoints is none.
     """
+    store = checkpoint_store(config.checkpoint_dir, config.checkpoint_store, config.checkpoint_cache_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = _build(config, database or open_database(config))
+        services = _build(config, database or open_database(config), store)
         app.state.services = services
         app.state.startup = asyncio.create_task(_start(services))
         looking_after = [asyncio.create_task(work(services)) for work in (watch, keep_sweeping, take_up_lost)]
@@ -107,11 +111,11 @@ def create_app(config: ServerConfig, database: Database | None = None) -> FastAP
     return app
 
 
-def _build(config: ServerConfig, database: Database) -> Services:
+def _build(config: ServerConfig, database: Database, store: CheckpointStore) -> Services:
     tokens = Tokens(config.data_dir)
     given = [given_key(key) for key in config.api_keys] + [given_key(key, Role.ADMIN) for key in config.admin_keys]
     fleet = Fleet(config.models, config.engine)
-    catalog = Catalog(config, fleet)
+    catalog = Catalog(config, fleet, store)
     return Services(
         config=config,
         database=database,
