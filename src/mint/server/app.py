@@ -45,8 +45,9 @@ from mint.server.services import Services
 from mint.server.sweeper import keep_sweeping
 from mint.server.tokens import Tokens
 from mint.store.database import Database
+from mint.store.folders import CheckpointStore, LocalStore
 from mint.store.keys import Role
-from mint.store.objects import CheckpointStore, LocalStore, checkpoint_store
+from mint.store.objects import checkpoint_store
 
 logger = logging.getLogger(__name__)
 

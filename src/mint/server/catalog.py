@@ -9,7 +9,7 @@ from mint.dispatch.fleet import Fleet
 from mint.engine.core import ModelInfo
 from mint.errors import BadRequestError
 from mint.server.losses import Losses
-from mint.store.objects import CheckpointStore
+from mint.store.folders import CheckpointStore
 
 
 class Catalog:
