@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from mint.cli.holding import Held
 from mint.cli.main import app
+from mint.config import Durability, ServerConfig
 from tests.server.live import LiveServer, environment, tiny_model
 
 SECONDS = 60
@@ -190,3 +191,50 @@ def test_settings_of_samples_reach_the_engine(tmp_path: Path, monkeypatch: pytes
     for more in ([], ["--kv-cache-gib", "1.5", "--max-decode-batch", "7"]):
         assert CliRunner().invoke(app, options + more).exit_code == 0
     assert [(config.kv_cache_bytes, config.max_decode_batch) for config in configs] == [(None, 256), (1536 << 20, 7)]
+
+
+def test_settings_of_stores_come_from_options_and_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configs: list[ServerConfig] = []
+    monkeypatch.setattr(sys.modules["mint.cli.serve"], "_serve", configs.append)
+    monkeypatch.setattr(sys.modules["mint.cli.serve"], "configure", lambda *_: None)
+    url, store = "postgresql+psycopg://mint@db/mint", "s3://bucket/prefix"
+    serve = ["serve", "--data-dir", str(tmp_path)]
+    for options, environment_ in (
+        ([], {}),
+        (["--database-url", url, "--checkpoint-store", store], {}),
+        ([], {"MINT_DATABASE_URL": url, "MINT_CHECKPOINT_STORE": store}),
+        (["--durability", "power", "--checkpoint-cache-gib", "0.5"], {}),
+    ):
+        result = CliRunner().invoke(app, serve + options, env=environment_)
+        assert result.exit_code == 0, result.output
+    assert [(each.database_url, each.checkpoint_store) for each in configs] == [
+        (None, None),
+        (url, store),
+        (url, store),
+        (None, None),
+    ]
+    assert [(each.durability, each.checkpoint_cache_bytes >> 20) for each in configs[2:]] == [
+        (Durability.PROCESS, 20 << 10),
+        (Durability.POWER, 512),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--database-url", "mysql://user:secret@host/db", "database_url: names mysql"),
+        ("--database-url", "postgresql+psycopg:///mint?host=/nowhere", "connection is bad"),
+        ("--checkpoint-store", "bucket/prefix", "checkpoint_store: must begin with one of s3://"),
+    ],
+)
+def test_a_store_that_cannot_be_had_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: str, value: str, said: str
+) -> None:
+    monkeypatch.setattr(sys.modules["mint.cli.serve"], "configure", lambda *_: None)
+    options = ["serve", "--data-dir", str(tmp_path / "data"), "--port", "0", option, value]
+    result = CliRunner().invoke(app, options, env={"COLUMNS": "200"})
+    assert result.exit_code == 1
+    assert said in result.stderr
+    assert "secret" not in result.output

@@ -25,6 +25,7 @@ from mint.server.http import drain
 from mint.server.services import Services
 from mint.server.sweeper import sweep, sweep_orphans
 from mint.store import counts, journal
+from mint.store.folders import LocalStore
 from tests.dispatch.fakes import MODEL
 from tests.simulation import invariants
 from tests.simulation.client import Client
@@ -75,7 +76,7 @@ class Scenario:
     async def process(self) -> None:
         """A process of the server, from its start to its end, and what clients do meanwhile."""
         world = self.world
-        services = build(self.config, world.database)
+        services = build(self.config, world.database, LocalStore(self.config.checkpoint_dir))
         async with running(services) as startup:
             await startup
             world.server = services

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import OperationalError
 
 from mint.store.database import Database
-from mint.store.schema import metadata
+from mint.store.schema import deployment, metadata
 from tests.simulation.loop import Clock
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class SimulatedDatabase(Database):
     """The server's own, in memory. It is made once, and cleared for each schedule."""
 
     def __init__(self) -> None:
-        super().__init__("sqlite://")
+        super().__init__("sqlite://", serving=True)
         self._world: World | None = None
 
     def clear(self, world: World) -> None:
@@ -110,7 +110,8 @@ class SimulatedDatabase(Database):
             self._connection.rollback()
         with self._connection.begin():
             for table in reversed(metadata.sorted_tables):
-                self._connection.execute(table.delete())
+                if table is not deployment:
+                    self._connection.execute(table.delete())
         self._world = world
 
     def read(self, work: Callable[[Connection], T]) -> T:

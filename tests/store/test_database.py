@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
-from sqlalchemy import Connection, NullPool, create_engine, inspect
+from sqlalchemy import Connection, NullPool, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError
 
+from mint.config import Durability
 from mint.errors import MintError
 from mint.store import journal, repository
 from mint.store.database import Database
@@ -106,6 +107,19 @@ os.kill(os.getpid(), signal.SIGKILL)
     assert subprocess.run([sys.executable, "-c", program], cwd=root, check=False, timeout=60).returncode == -9
     opened = Database(database_url)
     assert asyncio.run(opened.transaction(lambda c: repository.find(c, Session, session_id="s"))) is not None
+    opened.close()
+
+
+@pytest.mark.parametrize(("durability", "synchronous"), [(Durability.PROCESS, 1), (Durability.POWER, 2)])
+def test_how_sqlite_writes(tmp_path: Path, durability: Durability, synchronous: int) -> None:
+    """1 is NORMAL, which leaves it to the system when the disk is written; 2 is FULL."""
+    opened = Database.at(tmp_path / "mint.db", durability=durability)
+
+    def settings(connection: Connection) -> list[Any]:
+        names = ("journal_mode", "synchronous", "foreign_keys")
+        return [connection.execute(text(f"PRAGMA {name}")).scalar_one() for name in names]
+
+    assert asyncio.run(opened.transaction(settings)) == ["wal", synchronous, 1]
     opened.close()
 
 

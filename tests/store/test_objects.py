@@ -13,7 +13,8 @@ import pytest
 from mint.errors import MintError, NotFoundError
 from mint.store import files
 from mint.store.files import DamagedError
-from mint.store.objects import RECENTLY_SECONDS, CheckpointStore, LocalStore, ObjectStore
+from mint.store.folders import CheckpointStore, LocalStore
+from mint.store.objects import RECENTLY_SECONDS, ObjectStore
 
 WEIGHTS = os.urandom(100)
 LONG_AGO = time.time() - 2 * RECENTLY_SECONDS

@@ -15,6 +15,9 @@ from tempfile import TemporaryDirectory
 
 from mint.client import credentials
 
+STORES = ("MINT_DATABASE_URL", "MINT_CHECKPOINT_STORE")
+"""What is meant for a server that others use."""
+
 
 @dataclass(frozen=True)
 class PrivateServer:
@@ -44,7 +47,9 @@ def private_server(models: Sequence[str] = ()) -> Iterator[PrivateServer]:
             command += ["--model", entry]
         file = folder / "credentials.json"
         # a session of its own: Ctrl-C is for the program that uses the server, which is stopped after it
-        process = subprocess.Popen(command, env={**os.environ, "MINT_CREDENTIALS": str(file)}, start_new_session=True)
+        environment = {name: value for name, value in os.environ.items() if name not in STORES}
+        environment["MINT_CREDENTIALS"] = str(file)
+        process = subprocess.Popen(command, env=environment, start_new_session=True)
         try:
             found = _await_credentials(process, file)
             yield PrivateServer(found.base_url, found.api_key, process)

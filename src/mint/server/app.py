@@ -52,8 +52,9 @@ from mint.server.sweeper import keep_sweeping
 from mint.server.tokens import Tokens
 from mint.store import places
 from mint.store.database import Database
+from mint.store.folders import CheckpointStore, LocalStore
 from mint.store.keys import Role
-from mint.store.objects import LocalStore
+from mint.store.objects import checkpoint_store
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +82,15 @@ def create_app(config: ServerConfig, database: Database | None = None) -> FastAP
     Without a `database` it opens its own then. Either is closed at the end.
 
     `app.state.startup` is the task that loads the models; it fails with `ModelLoadError` if one cannot be.
+
+    Raises:
+        MintError: the URL of the store of checkpoints is none.
     """
+    store = checkpoint_store(config.checkpoint_dir, config.checkpoint_store, config.checkpoint_cache_bytes)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        services = build(config, database or open_database(config))
+        services = build(config, database or open_database(config), store)
         app.state.services = services
         try:
             async with running(services) as app.state.startup:
@@ -123,13 +128,13 @@ async def running(services: Services) -> AsyncIterator[asyncio.Task[None]]:
         await services.dispatcher.close()
 
 
-def build(config: ServerConfig, database: Database) -> Services:
+def build(config: ServerConfig, database: Database, store: CheckpointStore) -> Services:
     """The parts of a server, none of which does anything yet."""
     rmtree(config.upload_dir, ignore_errors=True)  # what the last process was receiving
     tokens = Tokens(config.data_dir)
     given = [given_key(key) for key in config.api_keys] + [given_key(key, Role.ADMIN) for key in config.admin_keys]
     fleet = Fleet(config.models, config.engine)
-    catalog = Catalog(config, fleet)
+    catalog = Catalog(config, fleet, store)
     return Services(
         config=config,
         database=database,

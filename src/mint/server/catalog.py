@@ -12,15 +12,15 @@ from mint.errors import BadRequestError
 from mint.openpi.fast import DecodedActions, FastCodec, read_tokenizer
 from mint.openpi.prompts import PolicyTokens
 from mint.server.losses import Losses
-from mint.store.objects import checkpoint_store
+from mint.store.folders import CheckpointStore
 
 
 class Catalog:
     """A view of the fleet and the configuration, for those who turn requests into commands."""
 
-    def __init__(self, config: ServerConfig, fleet: Fleet) -> None:
+    def __init__(self, config: ServerConfig, fleet: Fleet, store: CheckpointStore) -> None:
         self.checkpoint_dir: Path = config.checkpoint_dir
-        self.store = checkpoint_store(config.checkpoint_dir, config.checkpoint_store, config.checkpoint_cache_bytes)
+        self.store = store
         self.losses = Losses()
         self._served = [source.name for source in config.models]
         self._fleet = fleet

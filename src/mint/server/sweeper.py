@@ -19,7 +19,7 @@ from mint.server.forgetting import forget
 from mint.server.operations.kinds import REPLAYED
 from mint.server.services import Services
 from mint.store import checkpoints, files
-from mint.store.objects import CheckpointStore
+from mint.store.folders import CheckpointStore
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
-"""Where committed checkpoint folders are: beside the server, or in an object store, with a cache beside the server.
+"""Checkpoint folders in a store of objects, with a bounded cache beside the server.
 
-The worker always writes to, and reads from, a local folder below `root`. A store of objects gets a folder's files when
-it is committed, its manifest last: what has no manifest there is not whole, and is swept like any without a row.
+The store gets a folder's files when it is committed, its manifest last: what has no manifest there is not whole, and is
+swept like any folder without a row.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from time import time
-from typing import Any, Protocol
+from typing import Any
 
 import obstore
 from obstore.exceptions import BaseError
@@ -24,11 +24,10 @@ from obstore.store import from_url
 from mint.errors import MintError, NotFoundError
 from mint.store import files
 from mint.store.files import MANIFEST, STAGED, DamagedError, FileEntry
+from mint.store.folders import DEPLOYMENT, CheckpointStore, LocalStore, refuse_others
 
 logger = logging.getLogger(__name__)
 
-DEPLOYMENT = "deployment"
-"""A file or object that says which database knows what lies beside it."""
 FETCHING = ".fetching"
 SCHEMES = ("s3", "gs", "az", "file")
 RECENTLY_SECONDS = 600.0
@@ -36,112 +35,6 @@ RECENTLY_SECONDS = 600.0
 PIECE = 8 << 20
 FETCHES = 16
 """At most so many at once, and never two of one folder."""
-
-
-class CheckpointStore(Protocol):
-    """Committed folders by name. Methods that a store of objects takes long for are called in threads.
-
-    Attributes:
-        root: where folders are that can be read now, and those that are being written.
-    """
-
-    root: Path
-
-    def claim(self, deployment_id: str) -> None:
-        """See that it belongs to this deployment; a store that belongs to none is this one's from now on.
-
-        Raises:
-            MintError: it is another's: its sweeper and ours would delete each other's checkpoints. Or it is not there.
-        """
-        ...
-
-    def commit(self, name: str) -> None:
-        """Keep a staged folder, whole, under its final name, for good; if there is one of that name, that one stays.
-
-        Raises:
-            OSError: the disk or the store refuses; the folder stays staged.
-        """
-        ...
-
-    def check(self, name: str, path: str, field: str) -> None:
-        """As `files.check`, as far as that can be told without asking elsewhere."""
-        ...
-
-    def is_gone(self, name: str) -> bool:
-        """Whether a folder is known to be nowhere, without asking elsewhere."""
-        ...
-
-    def is_here(self, name: str) -> bool:
-        """Whether there is nothing to be fetched before a folder is read; it stays for a while then."""
-        ...
-
-    def fetch(self, name: str) -> None:
-        """Bring a folder here, if it is not.
-
-        Raises:
-            NotFoundError: it is gone.
-            DamagedError: its contents are not those that were saved.
-            OSError: the disk or the store refuses.
-        """
-        ...
-
-    def trim(self, kept: Collection[str]) -> None:
-        """Drop local copies beyond what the cache may hold, but for those that are `kept`."""
-        ...
-
-    def remove(self, name: str) -> None:
-        """As `files.remove`, wherever there is something of that name."""
-        ...
-
-    def older_than(self, moment: float) -> Iterator[str]:
-        """As `files.older_than`, wherever there are folders."""
-        ...
-
-
-class LocalStore:
-    """Folders on a disk of the server's, renamed when they are committed."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def claim(self, deployment_id: str) -> None:
-        """See `CheckpointStore`. Beside it are snapshots, which belong to the same database."""
-        marker = self.root.with_name(DEPLOYMENT)
-        if not marker.exists():
-            marker.parent.mkdir(parents=True, exist_ok=True)
-            marker.write_text(deployment_id)
-        _refuse_others(marker.read_text(), deployment_id, str(marker.parent), "--data-dir")
-
-    def commit(self, name: str) -> None:
-        """See `CheckpointStore`."""
-        files.commit(self.root, name)
-
-    def check(self, name: str, path: str, field: str) -> None:
-        """See `CheckpointStore`."""
-        files.check(self.root / name, path, field)
-
-    def is_gone(self, name: str) -> bool:
-        """See `CheckpointStore`."""
-        return not (self.root / name).is_dir()
-
-    def is_here(self, name: str) -> bool:
-        """See `CheckpointStore`: what is not here is nowhere."""
-        del name
-        return True
-
-    def fetch(self, name: str) -> None:
-        """See `CheckpointStore`."""
-
-    def trim(self, kept: Collection[str]) -> None:
-        """See `CheckpointStore`."""
-
-    def remove(self, name: str) -> None:
-        """See `CheckpointStore`."""
-        files.remove(self.root, name)
-
-    def older_than(self, moment: float) -> Iterator[str]:
-        """See `CheckpointStore`."""
-        return files.older_than(self.root, moment)
 
 
 class ObjectStore:
@@ -175,7 +68,7 @@ class ObjectStore:
                 found = self._read(DEPLOYMENT).decode()
         except OSError as error:
             raise MintError(f"cannot be used: {error.strerror}", field="checkpoint_store") from error
-        _refuse_others(found, deployment_id, self._url, "--checkpoint-store")
+        refuse_others(found, deployment_id, self._url, "--checkpoint-store")
 
     def commit(self, name: str) -> None:
         """See `CheckpointStore`."""
@@ -335,11 +228,3 @@ def _open(url: str, retry: Mapping[str, Any] | None) -> Any:
         return from_url(url, **options)
     except (BaseError, ValueError, OSError) as error:
         raise MintError(str(error).partition("\n")[0], field="checkpoint_store") from error
-
-
-def _refuse_others(found: str, deployment_id: str, where: str, option: str) -> None:
-    if found.strip() != deployment_id:
-        raise MintError(
-            f"{where} belongs to another database than the one that was given. A server deletes what its database does "
-            f"not know: give the database that knows it, or another {option}"
-        )

@@ -13,5 +13,7 @@ def read_or_create(path: Path, make: Callable[[], str]) -> str:
         written = path.with_suffix(".new")
         with os.fdopen(os.open(written, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(make())
+            file.flush()
+            os.fsync(file.fileno())
         written.replace(path)
     return path.read_text().strip()

@@ -20,7 +20,7 @@ from mint.server.operations.kind import Completion, Kind
 from mint.server.services import Services
 from mint.store import files, journal
 from mint.store.dialects import UNAVAILABLE
-from mint.store.objects import CheckpointStore
+from mint.store.folders import CheckpointStore
 from mint.store.schema import Operation, Status
 from mint.store.usage import TOKENS
 
