@@ -39,6 +39,7 @@ TABLES = ("sessions", "runs", "operations", "samplers", "checkpoints", "discarde
 ALLOWED = {"server MiB": 1.03, "workers MiB": 1.03, "open files": 1.1}
 """By how much a median may be larger in the last third; rows and files on disk by a fifth, and by a few."""
 SLACK = 20.0
+LIMITS = httpx.Limits(keepalive_expiry=2)  # the server closes a connection that was idle for five seconds
 console = Console(stderr=True)
 
 
@@ -50,7 +51,9 @@ class Client(threading.Thread):
         self.done: Counter[str] = Counter()
         self.errors: list[str] = []
         self._chance = random.Random(seed)
-        self._http = httpx.Client(base_url=f"{server.url}/api/v1", headers={"X-API-Key": KEY}, timeout=120)
+        self._http = httpx.Client(
+            base_url=f"{server.url}/api/v1", headers={"X-API-Key": KEY}, timeout=120, limits=LIMITS
+        )
         self._ended = ended
 
     def run(self) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,7 @@ def test_transactions_of_many_tasks_do_not_mix(database: Database) -> None:
 def test_what_is_committed_survives_a_killed_process(tmp_path: Path) -> None:
     program = f"""
 import asyncio, os, signal
+from contextlib import closing
 from pathlib import Path
 from mint.store import repository
 from mint.store.database import Database
@@ -115,3 +117,19 @@ os.kill(os.getpid(), signal.SIGKILL)
 def test_the_file_is_in_wal_mode(database: Database, tmp_path: Path) -> None:
     assert sqlite3.connect(tmp_path / "mint.db").execute("PRAGMA journal_mode").fetchone() == ("wal",)
     assert "journal_mode=WAL" in module.PRAGMAS
+
+
+def test_a_transaction_that_has_read_waits_for_another_process_that_writes(database: Database, tmp_path: Path) -> None:
+    """SQLite tells it at once that the database is busy."""
+    tries: list[bool] = []
+    with closing(sqlite3.connect(tmp_path / "mint.db", isolation_level=None, check_same_thread=False)) as other:
+        other.execute("BEGIN IMMEDIATE")
+
+        def work(connection: Connection) -> None:
+            tries.append(repository.find(connection, Session, session_id="s") is None)
+            if len(tries) == 3:
+                other.execute("ROLLBACK")
+            repository.insert(connection, session())
+
+        asyncio.run(database.transaction(work))
+    assert tries == [True, True, True]

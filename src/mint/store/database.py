@@ -10,8 +10,9 @@ import asyncio
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from sqlite3 import SQLITE_BUSY_SNAPSHOT
+from sqlite3 import SQLITE_BUSY, SQLITE_BUSY_SNAPSHOT
 from sqlite3 import Connection as SQLiteConnection
+from time import monotonic, sleep
 from typing import Any, TypeVar
 
 from alembic import command
@@ -21,12 +22,15 @@ from sqlalchemy.exc import OperationalError
 
 T = TypeVar("T")
 
+BUSY_SECONDS, BUSY_PAUSE = 10.0, 0.005
+"""How long a transaction waits for another process that writes, and between two looks."""
+
 PRAGMAS = (
     "journal_mode=WAL",
     # With WAL, NORMAL survives the death of the process at any moment, but a loss of power not always.
     "synchronous=NORMAL",
     "foreign_keys=ON",
-    "busy_timeout=10000",
+    f"busy_timeout={round(1000 * BUSY_SECONDS)}",
 )
 
 
@@ -57,14 +61,20 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 
     def _run(self, work: Callable[[Connection], T]) -> T:
+        deadline = monotonic() + BUSY_SECONDS
         while True:
             try:
                 with self._connection.begin():
                     return work(self._connection)
             except OperationalError as error:
+                code = getattr(error.orig, "sqlite_errorcode", 0)
                 # another process, `mint keys`, wrote between what this transaction read and what it was to write
-                if getattr(error.orig, "sqlite_errorcode", None) != SQLITE_BUSY_SNAPSHOT:
+                if code == SQLITE_BUSY_SNAPSHOT:
+                    continue
+                # it is writing now; who has read is told so at once, since two such could wait for each other
+                if code != SQLITE_BUSY or monotonic() > deadline:
                     raise
+                sleep(BUSY_PAUSE)
 
     async def check_writable(self) -> None:
         """Write without changing anything.

@@ -16,12 +16,12 @@ from sqlalchemy import Connection
 
 from mint.errors import BadRequestError
 from mint.server import access, limits
+from mint.server.operations.answered import answered
 from mint.server.operations.training import run_id_of
 from mint.server.operations.weights import SHAPE_FIELDS
 from mint.store import audit, checkpoints, journal, repository
 from mint.store.keys import Key
-from mint.store.schema import Checkpoint, Operation, Run, Session, Status
-from mint.wire.passes import JSON
+from mint.store.schema import Checkpoint, Operation, Run, Session
 from mint.wire.paths import CheckpointPath
 from mint.wire.rest import CopyWeightsRequest
 
@@ -118,24 +118,7 @@ def _copy(connection: Connection, request: CopyWeightsRequest, source: Checkpoin
     answer = {"tinker_path": path}
     repository.insert(connection, run)
     checkpoints.put(connection, copy)
-    journal.insert(connection, _operation(request, run, answer))
+    facts = {"model": run.base_model, "request": request.model_dump()}
+    journal.insert(connection, answered(KIND, (run.run_id, 0), run.owner, answer, facts))
     audit.record(connection, "checkpoint_copy", run.owner, path=path, source_path=source.path)
     return answer
-
-
-def _operation(request: CopyWeightsRequest, run: Run, answer: dict[str, Any]) -> Operation:
-    return Operation(
-        request_id=f"req-{token_hex(12)}",
-        stream=run.run_id,
-        seq_id=0,
-        owner=run.owner,
-        kind=KIND,
-        status=Status.DONE,
-        payload_type=JSON,
-        payload=b"",
-        facts={"model": run.base_model, "request": request.model_dump()},
-        created_at=run.created_at,
-        result_type=JSON,
-        result=json.dumps(answer).encode(),
-        finished_at=run.created_at,
-    )
