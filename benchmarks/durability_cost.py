@@ -99,7 +99,7 @@ def _served(folder: Path, *options: str) -> Iterator[Side]:
     try:
         server.wait_ready()
         with tinker.ServiceClient(base_url=server.url, api_key=SDK_KEY) as service:
-            run = service.create_lora_training_client(base_model=SMALL, rank=RANK)
+            run = service.create_lora_training_client(base_model=SMALL, rank=RANK).result()
             rows = np.random.default_rng(0).integers(0, 32000, (DATUMS, LENGTH + 1)).tolist()
             data = [
                 types.Datum(model_input=types.ModelInput.from_ints(row[:-1]), loss_fn_inputs={"target_tokens": row[1:]})

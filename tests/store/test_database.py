@@ -98,7 +98,6 @@ def test_transactions_of_many_tasks_do_not_mix(database: Database) -> None:
 def test_what_is_committed_survives_a_killed_process(tmp_path: Path) -> None:
     program = f"""
 import asyncio, os, signal
-from contextlib import closing
 from pathlib import Path
 from mint.store import repository
 from mint.store.database import Database
