@@ -27,7 +27,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
-from sqlalchemy import Connection
+from sqlalchemy import Connection, func, select
 
 from mint.store import checkpoints, files, listings, repository, search
 from mint.store import schema as tables
@@ -103,6 +103,13 @@ def fill(connection: Connection, numbers: range) -> None:
     connection.execute(tables.checkpoints.insert(), [asdict(row(number)) for number in numbers])
 
 
+def count(connection: Connection) -> None:
+    """What `checkpoints.put` counts as it goes."""
+    owner = tables.checkpoints.c.owner
+    counted = select(owner, func.count()).where(tables.named).group_by(owner)
+    connection.execute(tables.named_checkpoints.insert().from_select(["owner", "total"], counted))
+
+
 def write_folders(root: Path) -> None:
     """Real folders, each with contents of its own."""
     for number in range(FOLDERS):
@@ -168,6 +175,7 @@ def measure(rows: int, rounds: int, folder: Path) -> dict[str, Any]:
     for first in track(range(0, rows, BATCH), "inserting", console=console):
         asyncio.run(database.transaction(partial(fill, numbers=range(first, min(rows, first + BATCH)))))
     filled = time.perf_counter() - started
+    asyncio.run(database.transaction(count))
     times = {name: [timed(database, ask) for _ in range(rounds)] for name, ask in questions(rows).items()}
     errors = audit(database, root, rows)
     database.close()

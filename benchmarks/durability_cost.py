@@ -17,12 +17,13 @@ from rich.progress import track
 from sqlalchemy import Connection
 
 from benchmarks.killable import KEY, SDK_KEY, KillableServer
-from benchmarks.models import SMALL, TINY, model_folder
+from benchmarks.models import SHAPES, SMALL, TINY, model_folder
 from mint.config import ModelSource, ServerConfig
 
 T = TypeVar("T")
 
 DATUMS, LENGTH, RANK = 16, 256, 16
+VOCABULARY = int(SHAPES[SMALL]["vocab_size"])
 STEPS = 12
 """Training steps of one side in a round: long enough for a snapshot every ten seconds to come between."""
 SNAPSHOT_SECONDS = ServerConfig.snapshot_seconds
@@ -79,7 +80,7 @@ def _engine(model: Path) -> Side:
 
     engine = InProcess.load(model, torch.get_num_threads())
     engine.create(RANK, "run")
-    data = random_data(32000, [LENGTH] * DATUMS)
+    data = random_data(VOCABULARY, [LENGTH] * DATUMS)
 
     def train() -> None:
         for _ in range(STEPS):
@@ -99,8 +100,8 @@ def _served(folder: Path, *options: str) -> Iterator[Side]:
     try:
         server.wait_ready()
         with tinker.ServiceClient(base_url=server.url, api_key=SDK_KEY) as service:
-            run = service.create_lora_training_client(base_model=SMALL, rank=RANK)
-            rows = np.random.default_rng(0).integers(0, 32000, (DATUMS, LENGTH + 1)).tolist()
+            run = service.create_lora_training_client(base_model=SMALL, rank=RANK).result()
+            rows = np.random.default_rng(0).integers(0, VOCABULARY, (DATUMS, LENGTH + 1)).tolist()
             data = [
                 types.Datum(model_input=types.ModelInput.from_ints(row[:-1]), loss_fn_inputs={"target_tokens": row[1:]})
                 for row in rows

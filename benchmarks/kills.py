@@ -41,7 +41,7 @@ def sft(service: Any, progressed: Callable[[], None]) -> Curve:
     """Steps that are sent one ahead of the results."""
     from tinker import types
 
-    run = service.create_lora_training_client(base_model=NAME, rank=8, seed=1)
+    run = service.create_lora_training_client(base_model=NAME, rank=8, seed=1).result(PATIENCE)
     curve, ahead = Curve(), []
     for number in range(SFT_STEPS):
         losses = run.forward_backward(_batch(number), "cross_entropy")
@@ -57,10 +57,10 @@ def rl(service: Any, progressed: Callable[[], None]) -> Curve:
     """Sample from the weights of the moment, train on the samples."""
     from tinker import types
 
-    run = service.create_lora_training_client(base_model=NAME, rank=8, seed=2)
+    run = service.create_lora_training_client(base_model=NAME, rank=8, seed=2).result(PATIENCE)
     curve = Curve()
     for number in range(RL_STEPS):
-        sampler = run.save_weights_and_get_sampling_client()
+        sampler = run.save_weights_and_get_sampling_client().result(PATIENCE)
         prompt = types.ModelInput.from_ints(_tokens(number, 16))
         params = types.SamplingParams(max_tokens=16, seed=number, stop=[])
         drawn = sampler.sample(prompt, num_samples=4, sampling_params=params).result(PATIENCE).sequences

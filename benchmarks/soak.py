@@ -39,6 +39,7 @@ TABLES = ("sessions", "runs", "operations", "samplers", "checkpoints", "discarde
 ALLOWED = {"server MiB": 1.03, "workers MiB": 1.03, "open files": 1.1}
 """By how much a median may be larger in the last third; rows and files on disk by a fifth, and by a few."""
 SLACK = 20.0
+LIMITS = httpx.Limits(keepalive_expiry=2)  # the server closes a connection that was idle for five seconds
 console = Console(stderr=True)
 
 
@@ -50,7 +51,9 @@ class Client(threading.Thread):
         self.done: Counter[str] = Counter()
         self.errors: list[str] = []
         self._chance = random.Random(seed)
-        self._http = httpx.Client(base_url=f"{server.url}/api/v1", headers={"X-API-Key": KEY}, timeout=120)
+        self._http = httpx.Client(
+            base_url=f"{server.url}/api/v1", headers={"X-API-Key": KEY}, timeout=120, limits=LIMITS
+        )
         self._ended = ended
 
     def run(self) -> None:
@@ -71,7 +74,7 @@ class Client(threading.Thread):
         seq_id = self._steps(run, self._chance.randint(1, 5))
         self._result("save_weights", {"model_id": run, "seq_id": seq_id, "path": "kept", "ttl_seconds": 3600})
         self._result("save_weights", {"model_id": run, "seq_id": seq_id + 1, "path": "gone"})
-        self._http.delete(f"/training_runs/{run}/checkpoints/weights/gone").raise_for_status()
+        checked(self._http.delete(f"/training_runs/{run}/checkpoints/weights/gone"))
         self._finish(session)
 
     def train_and_vanish(self) -> None:
@@ -90,7 +93,7 @@ class Client(threading.Thread):
         session = self._session()
         sampler = self._sampler(session)
         asked = [self._ask("asample", self._sample(sampler, number, 200)) for number in range(2)]
-        self._http.post("/cancel_future", json={"request_id": asked[0]}).raise_for_status()
+        self._post("cancel_future", {"request_id": asked[0]})
         if self._chance.random() < 0.5:
             self._finish(session)
 
@@ -110,25 +113,28 @@ class Client(threading.Thread):
     # --- requests -------------------------------------------------------------------------------------------
 
     def _ask(self, path: str, body: dict[str, Any]) -> str:
-        request_id: str = self._http.post(f"/{path}", json=body).raise_for_status().json()["request_id"]
+        request_id: str = self._post(path, body)["request_id"]
         return request_id
+
+    def _post(self, path: str, body: dict[str, Any]) -> Any:
+        return checked(self._http.post(f"/{path}", json=body))
 
     def _result(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
         request_id = self._ask(path, body)
         while True:
             response = self._http.post("/retrieve_future", json={"request_id": request_id})
             if response.status_code != 408:
-                answer: dict[str, Any] = response.raise_for_status().json()
+                answer: dict[str, Any] = checked(response)
                 if "error" in answer:
                     raise RuntimeError(answer["error"])
                 return answer
 
     def _session(self) -> str:
-        session: str = self._http.post("/create_session", json={}).raise_for_status().json()["session_id"]
+        session: str = self._post("create_session", {})["session_id"]
         return session
 
     def _finish(self, session: str) -> None:
-        self._http.post(f"/sessions/{session}/finish", json={}).raise_for_status()
+        self._post(f"sessions/{session}/finish", {})
 
     def _new_run(self) -> tuple[str, str]:
         session = self._session()
@@ -137,8 +143,7 @@ class Client(threading.Thread):
 
     def _sampler(self, session: str) -> str:
         body = {"session_id": session, "sampling_session_seq_id": 0, "base_model": NAME}
-        answer = self._http.post("/create_sampling_session", json=body).raise_for_status().json()
-        sampler: str = answer["sampling_session_id"]
+        sampler: str = self._post("create_sampling_session", body)["sampling_session_id"]
         return sampler
 
     def _sample(self, sampler: str, number: int, tokens: int) -> dict[str, Any]:
@@ -161,6 +166,13 @@ class Client(threading.Thread):
 
     def _tokens(self, count: int) -> list[int]:
         return [self._chance.randrange(5, 500) for _ in range(count)]
+
+
+def checked(response: httpx.Response) -> Any:
+    """The answer, if it is no refusal."""
+    if response.is_error:
+        raise RuntimeError(f"{response.request.url.path}: {response.status_code} {response.text[:300]}")
+    return response.json() if response.content else None
 
 
 def note(server: KillableServer, folder: Path) -> dict[str, float]:

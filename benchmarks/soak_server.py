@@ -13,11 +13,13 @@ import uvloop
 
 from mint.cli import serve
 from mint.cli.holding import held
-from mint.config import ModelSource, ServerConfig
+from mint.config import EngineConfig, ModelSource, ServerConfig
 from mint.server import sweeper
 from mint.tiny import NAME, model_path
 
 SWEEP_SECONDS = 2.0
+KV_CACHE_BYTES = 32 << 20
+"""Little, so that it is full soon: it is not to be taken for a leak."""
 SESSION_TIMEOUT, ANSWERS_KEPT, SESSIONS_KEPT = 10.0, 10.0, 20.0
 
 
@@ -38,6 +40,7 @@ def main() -> None:
         session_timeout_seconds=SESSION_TIMEOUT,
         answers_kept_seconds=ANSWERS_KEPT,
         sessions_kept_seconds=SESSIONS_KEPT,
+        engine=EngineConfig(kv_cache_bytes=KV_CACHE_BYTES),
     )
     with held(config) as mine, asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(serve._run(mine))

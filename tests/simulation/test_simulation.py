@@ -22,7 +22,7 @@ def play(*options: str) -> subprocess.CompletedProcess[str]:
 
 def test_schedules() -> None:
     """Their seeds are those that `make simulation` begins with."""
-    played = play("--schedules", "150", "--processes", "1")
+    played = play("--schedules", "100", "--processes", "1")
     assert played.returncode == 0, played.stdout + played.stderr
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,23 @@ def test_what_is_no_database_is_refused_without_its_password(url: str) -> None:
     with pytest.raises(MintError, match="database_url: ") as refused:
         Database(url)
     assert "secret" not in str(refused.value)
+
+
+def test_a_transaction_that_has_read_waits_for_another_process_that_writes(tmp_path: Path) -> None:
+    """SQLite tells it at once that the database is busy."""
+    tries: list[bool] = []
+    opened = Database.at(tmp_path / "mint.db")
+    with (
+        closing(opened),
+        closing(sqlite3.connect(tmp_path / "mint.db", isolation_level=None, check_same_thread=False)) as other,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+
+        def work(connection: Connection) -> None:
+            tries.append(repository.find(connection, Session, session_id="s") is None)
+            if len(tries) == 3:
+                other.execute("ROLLBACK")
+            repository.insert(connection, session())
+
+        asyncio.run(opened.transaction(work))
+    assert tries == [True, True, True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy import Connection, func, select
 
-from mint.store.schema import Status, checkpoints, heard_of, operations, runs, sessions, total
+from mint.store.schema import Status, checkpoints, heard_of, operations, runs, sessions, snapshots, total
 
 
 def live_runs(connection: Connection, owner: str | None, heard_since: float) -> int:
@@ -39,3 +39,10 @@ def stored_bytes(connection: Connection, owner: str) -> int:
     size = func.max(checkpoints.c.size_bytes).label("size_bytes")
     folders = select(size).where(checkpoints.c.owner == owner).group_by(checkpoints.c.directory).subquery()
     return int(connection.execute(select(total(folders.c.size_bytes))).scalar_one())
+
+
+def snapshot_state(connection: Connection) -> tuple[int, float | None]:
+    """Bytes of all runs' snapshots, and when the newest was committed, in Unix seconds; None if there is none."""
+    size, newest = total(snapshots.c.size_bytes), func.max(snapshots.c.created_at)
+    row = connection.execute(select(size, newest)).one()
+    return int(row[0]), row[1]

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from secrets import token_hex
+from time import monotonic, sleep
 from typing import TypeVar
 
 from alembic import command
@@ -26,6 +27,9 @@ from mint.store.schema import deployment
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
+
+BUSY_SECONDS, BUSY_PAUSE = 10.0, 0.005
+"""How long a transaction waits for another process that writes, and between two looks."""
 
 
 class Database:
@@ -84,6 +88,7 @@ class Database:
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._run, work)
 
     def _run(self, work: Callable[[Connection], T]) -> T:
+        deadline = monotonic() + BUSY_SECONDS
         while True:
             try:
                 with self._connection.begin():
@@ -93,8 +98,11 @@ class Database:
                 raise
             except DBAPIError as error:
                 self._lost |= error.connection_invalidated
-                if not self._dialect.overtaken(error):
+                if self._dialect.overtaken(error):
+                    continue
+                if not self._dialect.busy(error) or monotonic() > deadline:
                     raise
+                sleep(BUSY_PAUSE)
             else:
                 self._note_return()
                 return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sqlite3 import SQLITE_BUSY_SNAPSHOT
+from sqlite3 import SQLITE_BUSY, SQLITE_BUSY_SNAPSHOT
 from sqlite3 import Connection as SQLiteConnection
 from typing import Any, Protocol
 
@@ -42,6 +42,10 @@ class Dialect(Protocol):
 
     def overtaken(self, error: DBAPIError) -> bool:
         """Whether a transaction failed only because another process wrote: then it can be run again."""
+        ...
+
+    def busy(self, error: DBAPIError) -> bool:
+        """The same, of one that is writing still: then it can be run again in a moment."""
         ...
 
 
@@ -103,6 +107,10 @@ class SQLite:
     def overtaken(self, error: DBAPIError) -> bool:
         """See `Dialect`: another process wrote between what was read and what was to be written."""
         return getattr(error.orig, "sqlite_errorcode", None) == SQLITE_BUSY_SNAPSHOT
+
+    def busy(self, error: DBAPIError) -> bool:
+        """See `Dialect`: who has read is told so at once, since two such could wait for each other."""
+        return getattr(error.orig, "sqlite_errorcode", None) == SQLITE_BUSY
 
 
 def _begin(connection: Connection) -> None:
@@ -200,3 +208,8 @@ class PostgreSQL:
     def overtaken(self, error: DBAPIError) -> bool:
         """See `Dialect`."""
         return getattr(error.orig, "sqlstate", None) in RERUN
+
+    def busy(self, error: DBAPIError) -> bool:
+        """See `Dialect`: who writes is waited for."""
+        del error
+        return False

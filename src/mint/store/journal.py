@@ -89,12 +89,16 @@ def pending(connection: Connection) -> list[Operation]:
 
 def finished(connection: Connection, stream: str, after: int) -> list[Operation]:
     """A stream's operations with a result and a number greater than `after`, in order."""
-    query = (
-        select(operations)
-        .where(operations.c.stream == stream, operations.c.seq_id > after, operations.c.status != Status.PENDING)
-        .order_by(operations.c.seq_id)
-    )
-    return [Operation(**row._mapping) for row in connection.execute(query)]
+    rows = connection.execute(_FINISHED, {"stream_": stream, "after_": after})
+    return [Operation(**row._mapping) for row in rows]
+
+
+_FINISHED = (
+    select(operations)
+    .where(operations.c.stream == bindparam("stream_"), operations.c.seq_id > bindparam("after_"))
+    .where(operations.c.status != Status.PENDING)
+    .order_by(operations.c.seq_id)
+)
 
 
 @dataclass(frozen=True)
@@ -120,10 +124,12 @@ def outcomes(connection: Connection, stream: str, numbers: range, since: float) 
 
 def drop_payloads(connection: Connection, stream: str, up_to: int) -> None:
     """Forget the bodies of finished operations with numbers up to `up_to`, and which folders they read."""
-    query = update(operations).where(
-        operations.c.stream == stream,
-        operations.c.seq_id <= up_to,
-        operations.c.status != Status.PENDING,
-        operations.c.payload != b"",
-    )
-    connection.execute(query.values(payload=b"", directory=None))
+    connection.execute(_DROP, {"stream_": stream, "up_to_": up_to})
+
+
+_DROP = (
+    update(operations)
+    .where(operations.c.stream == bindparam("stream_"), operations.c.seq_id <= bindparam("up_to_"))
+    .where(operations.c.status != Status.PENDING, operations.c.payload != b"")
+    .values(payload=b"", directory=None)
+)

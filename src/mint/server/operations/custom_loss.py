@@ -6,9 +6,6 @@ changes, so a pass is journaled with its id alone, and a replay computes the sam
 
 from __future__ import annotations
 
-import json
-from secrets import token_hex
-from time import time
 from typing import Any
 
 from sqlalchemy import Connection
@@ -17,11 +14,12 @@ from mint.engine.loss_graph import parse_loss_graph
 from mint.errors import BadRequestError, TooLargeError
 from mint.server import access
 from mint.server.catalog import Catalog
+from mint.server.operations.answered import answered
 from mint.server.operations.kind import parse_json
 from mint.server.services import Services
 from mint.store import journal, repository
-from mint.store.schema import CustomLoss, Operation, Status
-from mint.wire.passes import JSON, PassRequest
+from mint.store.schema import CustomLoss, Operation
+from mint.wire.passes import PassRequest
 from mint.wire.requests import CreateCustomLossRequest
 
 MAX_BYTES = 1 << 20
@@ -41,7 +39,9 @@ async def create_custom_loss(services: Services, body: bytes, owner: str) -> Ope
         raise TooLargeError(f"has {len(body)} bytes; a custom loss has at most {MAX_BYTES}", field="body")
     request = parse_json(CreateCustomLossRequest, body)
     parse_loss_graph(request.name, request.inputs, request.graph)
-    operation = _operation(request, owner)
+    number = f"{request.session_id}:loss", request.custom_loss_seq_id
+    answer = {"loss_id": loss_id_of(request.session_id, request.custom_loss_seq_id), "type": "create_custom_loss"}
+    operation = answered("create_custom_loss", number, owner, answer)
 
     def write(connection: Connection) -> Operation:
         first = journal.known(connection, operation.stream, operation.seq_id)
@@ -58,27 +58,6 @@ async def create_custom_loss(services: Services, body: bytes, owner: str) -> Ope
 def loss_id_of(session_id: str, custom_loss_seq_id: int) -> str:
     """The same number of the same session is the same loss."""
     return f"{session_id}:loss:{custom_loss_seq_id}"
-
-
-def _operation(request: CreateCustomLossRequest, owner: str) -> Operation:
-    """The operation, without a payload: it is never carried out again, and the loss has a row of its own."""
-    loss_id = loss_id_of(request.session_id, request.custom_loss_seq_id)
-    now = time()
-    return Operation(
-        request_id=f"req-{token_hex(12)}",
-        stream=f"{request.session_id}:loss",
-        seq_id=request.custom_loss_seq_id,
-        owner=owner,
-        kind="create_custom_loss",
-        status=Status.DONE,
-        payload_type=JSON,
-        payload=b"",
-        facts={},
-        created_at=now,
-        result_type=JSON,
-        result=json.dumps({"loss_id": loss_id, "type": "create_custom_loss"}).encode(),
-        finished_at=now,
-    )
 
 
 def _row(request: CreateCustomLossRequest, operation: Operation) -> CustomLoss:

@@ -16,10 +16,10 @@ from typing import Any
 from sqlalchemy import Connection
 
 from mint.errors import BadRequestError
+from mint.server.operations.answered import answered
 from mint.server.operations.weights import SHAPE_FIELDS
 from mint.store import checkpoints, journal, repository
-from mint.store.schema import Checkpoint, Operation, Run, Session, Status
-from mint.wire.passes import JSON
+from mint.store.schema import Checkpoint, Run, Session
 
 
 @dataclass(frozen=True)
@@ -91,22 +91,5 @@ def hold(
     )
     repository.insert(connection, run)
     checkpoints.put(connection, checkpoint)
-    journal.insert(connection, _operation(request, run, answer))
-
-
-def _operation(request: Request, run: Run, answer: dict[str, Any]) -> Operation:
-    return Operation(
-        request_id=f"req-{token_hex(12)}",
-        stream=run.run_id,
-        seq_id=0,
-        owner=run.owner,
-        kind=request.kind,
-        status=Status.DONE,
-        payload_type=JSON,
-        payload=b"",
-        facts={"model": run.base_model, "request": request.content},
-        created_at=run.created_at,
-        result_type=JSON,
-        result=json.dumps(answer).encode(),
-        finished_at=run.created_at,
-    )
+    facts = {"model": run.base_model, "request": request.content}
+    journal.insert(connection, answered(request.kind, (run.run_id, 0), run.owner, answer, facts))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from time import time
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -79,7 +81,11 @@ def _models(services: Services) -> list[GaugeMetricFamily]:
 def _readings(connection: Connection, since: float) -> list[GaugeMetricFamily]:
     waiting: dict[str, Any] = counts.pending_by_kind(connection)
     sessions, runs = counts.open_sessions(connection, since), counts.live_runs(connection, None, since)
+    stored, newest = counts.snapshot_state(connection)
+    age = time() - newest if newest is not None else math.nan
     return [
+        gauge("mint_snapshot_age_seconds", "Since the newest snapshot of a run; NaN if there is none.", age),
+        gauge("mint_snapshot_bytes", "Of the snapshots that runs are recovered from.", stored),
         gauges_by("mint_queue_depth", "Journaled operations without a result.", "kind", waiting),
         gauge("mint_sessions", "Sessions that are open and were heard of lately.", sessions),
         gauge("mint_runs", "Runs of such sessions.", runs),

@@ -6,7 +6,7 @@ is an asynchronous slice.
 
 from __future__ import annotations
 
-import json
+import asyncio
 from collections.abc import Iterator
 from functools import partial
 from time import time
@@ -16,6 +16,7 @@ from fastapi import APIRouter, Request, Response
 
 from mint.server import access
 from mint.server.dependencies import AnyTime, Owner, Ready
+from mint.server.large_json import encode
 from mint.store import journal, repository
 from mint.store.journal import Span
 from mint.store.schema import Status
@@ -39,11 +40,13 @@ async def download_trace(
     """The timeline, for who has a link."""
     services.signer.check(http, expires, signature)
     streams = await services.database.transaction(lambda c: repository.streams_of_session(c, session_id))
-    events: list[dict[str, Any]] = []
-    for place, stream in enumerate(streams, start=1):
-        spans = await services.database.transaction(partial(journal.spans, stream=stream))
-        events += _row(place, stream, spans)
-    return Response(json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}), media_type=JSON)
+    rows = [(name, await services.database.transaction(partial(journal.spans, stream=name))) for name in streams]
+    return Response(await asyncio.to_thread(_timeline, rows), media_type=JSON)
+
+
+def _timeline(rows: list[tuple[str, list[Span]]]) -> str:
+    events = [event for place, (stream, spans) in enumerate(rows, start=1) for event in _row(place, stream, spans)]
+    return encode({"traceEvents": events, "displayTimeUnit": "ms"})
 
 
 def _row(place: int, stream: str, spans: list[Span]) -> Iterator[dict[str, Any]]:
