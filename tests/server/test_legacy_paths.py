@@ -5,8 +5,12 @@ from __future__ import annotations
 from mint.engine.core import LoadState, RestoreRun, ReverseKL, Sample
 
 from .inprocess import Serve, play
-from .objects import REVERSE_KL
 
+DATUM = {
+    "student_input": {"chunks": [{"tokens": [5, 6]}]},
+    "reference_input": {"chunks": [{"tokens": [5, 6]}]},
+    "target_tokens": [6, 7],
+}
 PROMPT = {"prompt": {"chunks": [{"tokens": [5]}]}, "sampling_params": {"max_tokens": 1}}
 
 
@@ -36,7 +40,7 @@ def test_they_name_what_the_run_has_under_that_name(serve: Serve) -> None:
             loaded = [each.directory.name for each in world.worker.executed if isinstance(each, LoadState | RestoreRun)]
             assert loaded == [training, other]
 
-            fields = {"model_id": run, "seq_id": 5, "reference_model_path": f"mint://{run}/{both}", **REVERSE_KL}
+            fields = {"model_id": run, "seq_id": 5, "reference_model_path": f"mint://{run}/{both}", "data": [DATUM]}
             await world.alice.result("mint/forward_backward_reverse_kl", fields)
             (distilled,) = [each for each in world.worker.executed if isinstance(each, ReverseKL)]
             assert distilled.reference.key == training
