@@ -15,7 +15,7 @@ from mint.server import access
 from mint.server.body import read_body
 from mint.server.dependencies import Caller, Owner, Ready
 from mint.server.operations.kinds import KINDS
-from mint.server.operations.submit import submit
+from mint.server.operations.submit import LARGE_BODY, aside, submit
 from mint.server.routes.operations import described
 from mint.server.services import Services
 from mint.store import repository
@@ -40,6 +40,13 @@ async def vla_train_step(http: Request, services: Ready, caller: Caller) -> dict
     operation = await submit(services, KINDS["vla_train_step"], body, content_type, caller, retry_key)
     services.presence.beat(operation.session_id)
     return {"request_id": operation.request_id, "model_id": operation.stream}
+
+
+async def _completed(body: bytes, **fields: Any) -> bytes:
+    """A JSON object with these fields in it."""
+    return await aside(
+        len(body) > LARGE_BODY, lambda content: json.dumps({**read_object(content), **fields}).encode(), body
+    )
 
 
 @router.post("/action_sessions")
@@ -83,7 +90,7 @@ async def act_batch(action_session_id: str, http: Request, services: Ready, call
 async def _act(services: Services, kind: str, action_session_id: str, http: Request, caller: Key) -> dict[str, str]:
     body, content_type = await read_body(http, services.config.max_body_bytes)
     if content_type == JSON:  # anything else is refused where it is read
-        body = json.dumps({**read_object(body), "action_session_id": action_session_id}).encode()
+        body = await _completed(body, action_session_id=action_session_id)
     operation = await submit(services, KINDS[kind], body, content_type, caller)
     services.presence.beat(operation.session_id)
     return {"request_id": operation.request_id, "action_session_id": action_session_id}
