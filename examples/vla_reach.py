@@ -1,8 +1,8 @@
 """Teach a robot policy a task that its base has not seen: first from demonstrations, then from success alone.
 
 The gripper is to be moved onto a red square, by an arm that goes the other way along both axes. The policy sees three
-camera images, and says five steps at a time as FAST tokens. Run it with `mint run examples/vla_reach.py`, or against a
-server that serves `openpi/pi0-fast-tiny` with `python examples/vla_reach.py`.
+camera images, and says five steps at a time as FAST tokens. Run it with
+`mint run --model openpi/pi0-fast-tiny examples/vla_reach.py`, or against a server that serves this model.
 """
 
 from __future__ import annotations
@@ -119,8 +119,8 @@ class Robot:
     def reward_step(self, seed: int) -> None:
         """One step on groups of episodes that begin alike: what the better ones of a group did becomes likelier."""
         scenes = Reaching.start(seed, RL_SCENES, MIRRORED)
-        begun = (np.repeat(points, RL_GROUP, axis=0) for points in (scenes.positions, scenes.targets))
-        arena = Reaching(*begun, MIRRORED, np.zeros(RL_SCENES * RL_GROUP, bool))
+        starts, targets = (np.repeat(points, RL_GROUP, axis=0) for points in (scenes.positions, scenes.targets))
+        arena = Reaching(starts, targets, MIRRORED, np.zeros(RL_SCENES * RL_GROUP, bool))
         with self.policy() as policy:
             rollout = self.play(policy, arena, temperature=1.0, seed=seed)
         self.rewards.append(float(rollout.reached.mean()))
