@@ -31,7 +31,8 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Circle
 
 BC_STEPS, BC_BATCH, BC_LEARNING_RATE = 25, 32, 3e-3
-RL_STEPS, RL_SCENES, RL_GROUP, RL_LEARNING_RATE = 30, 8, 8, 5e-4
+RL_STEPS, RL_SCENES, RL_GROUP, RL_LEARNING_RATE = 30, 8, 8, 2e-3
+DISCOUNT = 0.8
 EPISODES = 100
 MIRRORED = True
 
@@ -124,8 +125,10 @@ class Robot:
         with self.policy() as policy:
             rollout = self.play(policy, arena, temperature=1.0, seed=seed)
         self.rewards.append(float(rollout.reached.mean()))
-        groups = rollout.reached.reshape(RL_SCENES, RL_GROUP)
-        advantages = (groups - groups.mean(axis=1, keepdims=True)).ravel()
+        turns = np.array([len(acts) for acts in rollout.acts])
+        groups = (rollout.reached * DISCOUNT**turns).reshape(RL_SCENES, RL_GROUP)
+        # those that did worse are left alone: to push away what was only sometimes wrong makes small batches unstable
+        advantages = (groups - groups.mean(axis=1, keepdims=True)).clip(min=0).ravel()
         data = [
             self.processor.experience(observation, act.tokens, act.logprobs, float(advantage))
             for acts, advantage in zip(rollout.acts, advantages, strict=True)
