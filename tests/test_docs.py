@@ -25,7 +25,7 @@ BLOCKS = [
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[PrivateServer]:
-    with private_server() as running:
+    with private_server(["mint/tiny", "openpi/pi0-fast-tiny"]) as running:
         yield running
 
 

@@ -49,19 +49,16 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def random_policy(size: int = SIZE) -> PaliGemmaForConditionalGeneration:
+def random_policy() -> PaliGemmaForConditionalGeneration:
     torch.manual_seed(0)
-    config = {**CONFIG, "vision_config": {**CONFIG["vision_config"], "image_size": size}}
-    if size != SIZE:  # as many tokens of an image as in pi0-FAST take a longer context
-        config["text_config"] = {**CONFIG["text_config"], "max_position_embeddings": 1024}
-    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(**config)).float().eval()
+    model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(**CONFIG)).float().eval()
     with torch.no_grad():  # so that images matter
         model.model.multi_modal_projector.linear.weight.mul_(20)
     return model
 
 
-def save_policy(folder: Path, size: int = SIZE) -> Path:
-    random_policy(size).save_pretrained(folder)
+def save_policy(folder: Path) -> Path:
+    random_policy().save_pretrained(folder)
     text_tokenizer().save(str(folder / "tokenizer.json"))
     fitted().save(folder / "fast")
     return folder

@@ -26,14 +26,17 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
 
 @pytest.fixture(scope="session")
 def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
-    """Two random robot policies, one of pi0-FAST's own geometry, beside a text model."""
+    """The built-in robot policy under the published name, and a random one, beside a text model."""
     from mint.openpi import OPENPI_FAST_MODEL
     from tests.policies.support import save_policy
     from tests.server.policies import SMALL
 
     folder = tmp_path_factory.mktemp("policies")
-    large, small = save_policy(folder / "large", 224), save_policy(folder / "small")
-    models = [f"{OPENPI_FAST_MODEL}={large}", f"{SMALL}={small}", tiny_model(folder)]
+    models = [
+        f"{OPENPI_FAST_MODEL}=openpi/pi0-fast-tiny-256",
+        f"{SMALL}={save_policy(folder / 'small')}",
+        tiny_model(folder),
+    ]
     server = LiveServer(folder, *(part for model in models for part in ("--model", model))).start()
     yield server
     assert server.stop() == 0, server.output

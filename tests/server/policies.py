@@ -23,8 +23,11 @@ def ok(response: httpx.Response) -> Any:
 
 
 def result(server: LiveServer, path: str, body: object, key: str = ALICE) -> Any:
+    """Submit, and ask until there is one: a worker may be starting again."""
     request_id = ok(server.post(path, body, key))["request_id"]
-    return ok(server.post("retrieve_future", {"request_id": request_id}, key))
+    while (answer := server.post("retrieve_future", {"request_id": request_id}, key)).status_code == 408:
+        pass
+    return ok(answer)
 
 
 def session(server: LiveServer) -> str:

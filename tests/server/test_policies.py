@@ -119,6 +119,7 @@ def test_policy_losses(policies: LiveServer, loss_fn: str) -> None:
     assert answer["metrics"]["loss:sum"] == pytest.approx(-terms.sum(), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_nothing_is_lost_with_a_worker(policies: LiveServer) -> None:
     """Checkpoints, a replay of steps with images, and an action session that acts the same after it."""
     undisturbed, disturbed = run(policies), run(policies)
