@@ -1,8 +1,8 @@
 """Teach a robot policy a task that its base has not seen: first from demonstrations, then from success alone.
 
 The gripper is to be moved onto a red square, by an arm that goes the other way along both axes. The policy sees three
-camera images, and says five steps at a time as FAST tokens. Run it with `mint run examples/vla_reach.py`, or against a
-server that serves `openpi/pi0-fast-tiny` with `python examples/vla_reach.py`.
+camera images, and says five steps at a time as FAST tokens. Run it with
+`mint run --model openpi/pi0-fast-tiny examples/vla_reach.py`, or against a server that serves this model.
 """
 
 from __future__ import annotations
@@ -31,7 +31,8 @@ from matplotlib import pyplot as plt
 from matplotlib.patches import Circle
 
 BC_STEPS, BC_BATCH, BC_LEARNING_RATE = 25, 32, 3e-3
-RL_STEPS, RL_SCENES, RL_GROUP, RL_LEARNING_RATE = 30, 8, 8, 5e-4
+RL_STEPS, RL_SCENES, RL_GROUP, RL_LEARNING_RATE = 30, 8, 8, 2e-3
+DISCOUNT = 0.8
 EPISODES = 100
 MIRRORED = True
 
@@ -119,13 +120,15 @@ class Robot:
     def reward_step(self, seed: int) -> None:
         """One step on groups of episodes that begin alike: what the better ones of a group did becomes likelier."""
         scenes = Reaching.start(seed, RL_SCENES, MIRRORED)
-        positions, targets = (np.repeat(points, RL_GROUP, axis=0) for points in (scenes.positions, scenes.targets))
-        arena = Reaching(positions, targets, MIRRORED, np.zeros(RL_SCENES * RL_GROUP, bool))
+        starts, targets = (np.repeat(points, RL_GROUP, axis=0) for points in (scenes.positions, scenes.targets))
+        arena = Reaching(starts, targets, MIRRORED, np.zeros(RL_SCENES * RL_GROUP, bool))
         with self.policy() as policy:
             rollout = self.play(policy, arena, temperature=1.0, seed=seed)
         self.rewards.append(float(rollout.reached.mean()))
-        groups = rollout.reached.reshape(RL_SCENES, RL_GROUP)
-        advantages = (groups - groups.mean(axis=1, keepdims=True)).ravel()
+        turns = np.array([len(acts) for acts in rollout.acts])
+        groups = (rollout.reached * DISCOUNT**turns).reshape(RL_SCENES, RL_GROUP)
+        # those that did worse are left alone: to push away what was only sometimes wrong makes small batches unstable
+        advantages = (groups - groups.mean(axis=1, keepdims=True)).clip(min=0).ravel()
         data = [
             self.processor.experience(observation, act.tokens, act.logprobs, float(advantage))
             for acts, advantage in zip(rollout.acts, advantages, strict=True)
