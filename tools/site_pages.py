@@ -1,7 +1,7 @@
 """Pages of the site that are written from the code, so that they cannot say anything else: a hook of MkDocs.
 
-`howto/NAME.md` is an example, its docstring as text and its source below; `http.md` is the OpenAPI document. And
-documents for which mkdocs.yml names no place are guides.
+`howto/NAME.md` is an example, its docstring as text and its source below; `http.md` is the OpenAPI document. What
+mkdocs.yml names no place for is put at the end of "How to" or of "Guides".
 """
 
 from __future__ import annotations
@@ -24,11 +24,17 @@ EXAMPLES = sorted(path for path in (ROOT / "examples").glob("*.py") if path.stem
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Put documents without a place among the guides."""
-    named = str(config.nav)
-    (guides,) = (section["Guides"] for section in config.nav or [] if "Guides" in section)
-    guides += [path.name for path in sorted((ROOT / "docs").glob("*.md")) if f"'{path.name}'" not in named]
+    """Give a place to examples and documents that have none."""
+    documents = [path.name for path in sorted((ROOT / "docs").glob("*.md"))]
+    _complete(config, "How to", [f"howto/{path.stem}.md" for path in EXAMPLES])
+    _complete(config, "Guides", documents)
     return config
+
+
+def _complete(config: MkDocsConfig, section: str, pages: list[str]) -> None:
+    named = str(config.nav)
+    (places,) = (entry[section] for entry in config.nav or [] if section in entry)
+    places += [page for page in pages if f"'{page}'" not in named]
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
