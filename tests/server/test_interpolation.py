@@ -44,7 +44,7 @@ def test_the_result_is_an_ordinary_checkpoint_of_a_run_of_its_own(serve: Serve) 
                     "source_paths": paths,
                     "coefficients": [0.25, 0.75],
                     "has_rank_shards": False,
-                    "type": "interpolate",
+                    "type": "mint_interpolate_checkpoints",
                 }
                 info = await world.alice.ok("weights_info", {"tinker_path": path})
                 assert (info["lora_rank"], info["base_model"], info["train_attn"]) == (8, MODEL, True)
