@@ -6,6 +6,7 @@ import asyncio
 from time import time
 from typing import Any
 
+from mint.config import ModelSource
 from mint.engine.core import Interpolate
 from mint.server.sweeper import sweep
 from mint.store import audit
@@ -44,7 +45,7 @@ def test_the_result_is_an_ordinary_checkpoint_of_a_run_of_its_own(serve: Serve) 
                     "source_paths": paths,
                     "coefficients": [0.25, 0.75],
                     "has_rank_shards": False,
-                    "type": "interpolate",
+                    "type": "mint_interpolate_checkpoints",
                 }
                 info = await world.alice.ok("weights_info", {"tinker_path": path})
                 assert (info["lora_rank"], info["base_model"], info["train_attn"]) == (8, MODEL, True)
@@ -194,6 +195,23 @@ def test_what_is_refused_leaves_nothing(serve: Serve) -> None:
             assert (response.status_code, response.json()["field"]) == (422, "coefficients.0")
             assert commands(world) == []
             assert len(await listed(world.alice)) == 2
+
+    play(scene)
+
+
+def test_sources_are_of_one_base_model_and_so_is_the_run(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve(models=(ModelSource(MODEL, "/nowhere"), ModelSource("other", "/nowhere"))) as world:
+            run, (a, _) = await two(world.alice)
+            session = await world.alice.session()
+            lora = {"session_id": session, "model_seq_id": 0, "base_model": "other", "lora_config": {"rank": 4}}
+            other = (await world.alice.result("create_model", lora))["model_id"]
+            b = await saved(world.alice, other, 1)
+            response = await world.alice.post(ROUTE, {"source_paths": [a, b], "coefficients": [1, 1]})
+            assert (response.status_code, response.json()["field"]) == (400, "source_paths[1]")
+            body = {"source_paths": [b], "coefficients": [1], "output_path": f"tinker://{run}/sampler_weights/c"}
+            response = await world.alice.post(ROUTE, body)
+            assert (response.status_code, response.json()["field"]) == (400, "output_path")
 
     play(scene)
 

@@ -31,6 +31,8 @@ from mint.wire.rest import InterpolateRequest
 SEGMENT: Segment = "sampler_weights"
 DEFAULT_NAME = "interpolated"
 FLAGS = SHAPE_FIELDS[1:]
+ANSWER_TYPE = "mint_interpolate_checkpoints"
+"""As published clients expect it."""
 
 
 class Interpolation(Kind[InterpolateRequest]):
@@ -64,13 +66,7 @@ class Interpolation(Kind[InterpolateRequest]):
     def resolve(
         self, connection: Connection, catalog: Catalog, request: InterpolateRequest, owner: str
     ) -> dict[str, Any]:
-        paths = [
-            str(CheckpointPath.parse(path, f"source_paths[{index}]")) for index, path in enumerate(request.source_paths)
-        ]
-        found = [
-            access.checkpoint(connection, path, owner, f"source_paths[{index}]") for index, path in enumerate(paths)
-        ]
-        _refuse_other_models(found)
+        found = _sources(connection, request, owner)
         weighted = _weighted(found, request.coefficients)
         summed = [source for source in found if source.directory in weighted]
         rank = sum({source.directory: source.lora_rank for source in summed}.values())
@@ -83,7 +79,7 @@ class Interpolation(Kind[InterpolateRequest]):
             )
         return {
             "model": model.name,
-            "source_paths": paths,
+            "source_paths": [source.path for source in found],
             "weighted": weighted,
             "lora_rank": rank,
             **{name: any(getattr(source, name) for source in summed) for name in FLAGS},
@@ -114,19 +110,23 @@ class Interpolation(Kind[InterpolateRequest]):
             "source_paths": facts["source_paths"],
             "coefficients": request.coefficients,
             "has_rank_shards": False,
-            "type": self.name,
+            "type": ANSWER_TYPE,
         }
         return Completion.json(answer, effect)
 
 
-def _refuse_other_models(sources: Sequence[Checkpoint]) -> None:
-    first = sources[0]
-    for index, source in enumerate(sources):
-        if source.base_model != first.base_model:
+def _sources(connection: Connection, request: InterpolateRequest, owner: str) -> list[Checkpoint]:
+    """The checkpoints, which may be another's, and must be of one base model."""
+    found: list[Checkpoint] = []
+    for index, text in enumerate(request.source_paths):
+        field = f"source_paths[{index}]"
+        source = access.checkpoint(connection, str(CheckpointPath.parse(text, field)), owner, field)
+        if found and source.base_model != found[0].base_model:
             raise BadRequestError(
-                f"was trained on {source.base_model!r}, {first.path} on {first.base_model!r}",
-                field=f"source_paths[{index}]",
+                f"was trained on {source.base_model!r}, {found[0].path} on {found[0].base_model!r}", field=field
             )
+        found.append(source)
+    return found
 
 
 def _weighted(sources: Sequence[Checkpoint], coefficients: Sequence[float]) -> dict[str, float]:
