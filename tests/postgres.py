@@ -20,7 +20,7 @@ from mint.store.schema import metadata
 
 ABSENT = "PostgreSQL is not installed; on Debian: apt-get install postgresql"
 OPTIONS = {"listen_addresses": "", "fsync": "off", "shared_buffers": "16MB", "max_connections": "40"}
-START_SECONDS = 30
+START_SECONDS = 120
 
 
 def programs() -> Path | None:
