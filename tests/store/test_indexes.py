@@ -127,7 +127,7 @@ LEADING = """
 
 def _postgresql(connection: Connection, statement: str, parameters: Any) -> list[str]:
     """In the words of SQLite."""
-    leading = dict((tuple(row) for row in connection.exec_driver_sql(LEADING)))
+    leading = dict(tuple(row) for row in connection.exec_driver_sql(LEADING))
     for way in AVOIDED:
         connection.exec_driver_sql(f"SET LOCAL enable_{way} = off")
     ((plan,),) = connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -29,6 +30,11 @@ def run(database: Database, work: Callable[[Connection], Any]) -> Any:
 
 def ask(database: Database, query: str) -> Any:
     return run(database, lambda c: c.execute(text(query)).scalar_one())
+
+
+@pytest.fixture(autouse=True)
+def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mint.store.dialects.LOCK_MILLISECONDS", 100)
 
 
 @pytest.fixture
@@ -58,6 +64,16 @@ def test_one_server_works_on_a_database(server: Database, database_url: str) -> 
     Database(database_url).close()
     server.close()
     Database(database_url, serving=True).close()
+
+
+def test_a_server_that_is_just_ending_is_waited_for(
+    server: Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mint.store.dialects.LOCK_MILLISECONDS", 20_000)
+    ending = threading.Timer(0.3, server.close)
+    ending.start()
+    Database(database_url, serving=True).close()
+    ending.join()
 
 
 def test_a_connection_that_was_cut_comes_back_with_its_lock(

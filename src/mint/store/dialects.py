@@ -130,6 +130,9 @@ CONNECTION = {
     "keepalives_count": 3,
     "tcp_user_timeout": 10_000,
 }
+LOCK_MILLISECONDS = 5000
+"""The connection of a server that has just ended may be there for a moment longer."""
+LOCK_NOT_AVAILABLE = "55P03"
 FLUSHES = ("fsync", "full_page_writes")
 """Settings without which a loss of power may damage everything there is."""
 ASKED = ["server_encoding", "synchronous_commit", *FLUSHES]
@@ -177,9 +180,14 @@ class PostgreSQL:
         Raises:
             DatabaseTakenError: another server has it.
         """
-        with connection.begin():
-            if not connection.execute(text(f"SELECT pg_try_advisory_lock({SERVER_LOCK})")).scalar_one():
-                raise DatabaseTakenError("another `mint serve` works on this database; give this one its own")
+        try:
+            with connection.begin():
+                connection.execute(text(f"SET LOCAL lock_timeout = {LOCK_MILLISECONDS}"))
+                connection.execute(text(f"SELECT pg_advisory_lock({SERVER_LOCK})"))
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != LOCK_NOT_AVAILABLE:
+                raise
+            raise DatabaseTakenError("another `mint serve` works on this database; give this one its own") from error
 
     def locked_by(self, server_id: str) -> None:
         """See `Dialect`."""
