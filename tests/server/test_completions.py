@@ -167,7 +167,7 @@ def test_a_rollout_of_the_sdk_is_one_poll_at_a_time(serve: Serve, monkeypatch: p
             sampler = await asyncio.to_thread(creating.result, SECONDS)
             world.worker.paused = True
             waiting = asyncio.create_task(asyncio.to_thread(rollout, sampler))
-            while requests["asample"] < count:
+            while requests["asample"] < count or not requests["retrieve_futures"]:
                 await asyncio.sleep(0.02)
             assert (requests["retrieve_future"], requests["retrieve_futures"]) == (0, 1)
             world.worker.resume()

@@ -27,7 +27,7 @@ def test_with_a_name_it_is_a_checkpoint_and_without_it_ends_with_its_session(ser
             named = await world.alice.result(ROUTE, {"model_id": run, "seq_id": 1, "name": "a", "ttl_seconds": 3600})
             path = f"tinker://{run}/sampler_weights/a"
             assert named == {**named, "path": path, "type": "save_and_create"}
-            unnamed = await world.alice.result(ROUTE, {"model_id": run, "seq_id": 2})
+            unnamed = await world.alice.result(ROUTE, {"model_id": run})
             assert unnamed["path"] is None
             (row,) = await listed(world.alice)
             assert (row["tinker_path"], row["checkpoint_type"], bool(row["expires_at"])) == (path, "sampler", True)
@@ -62,7 +62,7 @@ def test_a_retry_saves_once_and_a_taken_name_is_refused(serve: Serve) -> None:
             assert world.worker.times(ExportRevision) == 1
             for wrong, code, field in (
                 ({**body, "seq_id": 2}, 400, "path"),
-                ({"model_id": run}, 422, "seq_id"),
+                ({"model_id": run, "seq_id": -1}, 422, "seq_id"),
                 ({**body, "seq_id": 3, "name": "../a"}, 422, "name"),
             ):
                 response = await world.alice.post(ROUTE, wrong)

@@ -217,9 +217,13 @@ class SaveWeightsExternalRequest(WireModel):
     age_encryption_recipients: Annotated[list[str], Field(max_length=10)] | None = None
 
 
-class SaveAndCreateRequest(NumberedRequest):
-    """Write a revision and sample it, in one operation; with `name` it is a checkpoint."""
+class SaveAndCreateRequest(ModelRequest):
+    """Write a revision and sample it, in one operation; with `name` it is a checkpoint.
 
+    Without a `seq_id` it stands behind all that has come.
+    """
+
+    seq_id: SequenceNumber | None = None
     name: CheckpointName | None = None
     ttl_seconds: TtlSeconds | None = None
     user_metadata: Metadata | None = None

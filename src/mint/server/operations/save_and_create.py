@@ -45,7 +45,7 @@ class SaveAndCreate(Kind[SaveAndCreateRequest]):
         return parse_json(SaveAndCreateRequest, body)
 
     @override
-    def stream(self, request: SaveAndCreateRequest) -> tuple[str, int]:
+    def stream(self, request: SaveAndCreateRequest) -> tuple[str, int | None]:
         return request.model_id, request.seq_id
 
     @override

@@ -70,8 +70,6 @@ async def submit(
         stream, seq_id = number = kind.stream(request)
         kept = kind.journaled(request, body)
         arrived = _pending(kind.name, (stream, seq_id or 0), caller.owner, kept, content_type)
-        if seq_id is None:
-            services.displaced.add(stream)  # now, so that no transaction that comes later passes it over
         way_in = _WayIn(services, kind, request, arrived, caller, seq_id, retry_key)
         return await _accept(way_in, large=large)
     except MintError as error:
@@ -135,6 +133,8 @@ class _WayIn(Generic[R]):
         """The rows of an operation that is accepted."""
         journal.insert(connection, operation)
         if self.number is None:
+            # before its transaction ends, so that none that comes later passes it over
+            self.services.displaced.add(operation.stream)
             places.take(connection, operation.stream, operation.seq_id, operation.request_id, self.retry_key)
         self.kind.record(connection, operation, self.request)
         if self._asked(operation).makes_run:

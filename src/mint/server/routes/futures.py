@@ -16,7 +16,7 @@ from mint.server.large_json import encode
 from mint.server.operations.cancel import cancel
 from mint.server.pending import not_served, pending
 from mint.store import journal
-from mint.store.schema import Operation, Sampler, Status
+from mint.store.schema import Operation, Status
 from mint.wire.passes import JSON, PROTOBUF, pass_output_as_json
 from mint.wire.requests import CancelFutureRequest, RetrieveFutureRequest, RetrieveFuturesRequest
 from mint.wire.samples import sample_as_json
@@ -64,19 +64,12 @@ async def retrieve_futures(request: RetrieveFuturesRequest, services: Ready, own
     Held open like `retrieve_future` until one ends.
     """
     target = Target(request.target.sampling_session_id, request.target.cloned_sampler_id)
-    idle = services.config.session_timeout_seconds
-    feed = services.completions.feed(target, idle)
-    cursor, earlier = request.prev_cursor, list[Ended]()
-
-    def look_up(connection: Connection) -> Sampler:
-        nonlocal earlier
-        sampler = access.sampler(connection, target.sampling_session_id, owner)
-        if cursor < feed.floor:
-            earlier = _ended_before(connection, target, cursor)
-        return sampler
-
-    sampler = await services.database.transaction(look_up)
+    transaction, cursor = services.database.transaction, request.prev_cursor
+    sampler = await transaction(lambda c: access.sampler(c, target.sampling_session_id, owner))
     services.presence.beat(sampler.session_id)
+    feed = services.completions.feed(target, services.config.session_timeout_seconds)
+    # the feed has begun, so that nothing ends between what the journal has and what it will have
+    earlier = await transaction(lambda c: _ended_before(c, target, cursor)) if cursor < feed.floor else []
     longest = services.config.long_poll_seconds
     seconds = min(longest, longest if request.timeout is None else request.timeout)
     ended = await feed.wait(cursor, 0 if earlier or services.completions.closing else seconds)
