@@ -95,7 +95,7 @@ def test_a_freed_run_goes_on_where_it_was(serve: Serve) -> None:
         async with serve() as world:
             run = await world.alice.run()
             await world.alice.step(run, 1)
-            assert (await world.alice.send("DELETE", f"models/{run}")).status_code == 204
+            assert (await world.alice.send("DELETE", f"models/{run}")).is_success
             while (await models(world.alice))[0]["loaded"]:
                 await asyncio.sleep(0.01)
             assert world.worker.times(UnloadRun) == 1
