@@ -48,7 +48,10 @@ async def forget(services: Services) -> None:
 
 
 async def _forget_session(services: Services, session_id: str, over: Callable[[Connection], list[str]]) -> None:
-    """Unless its client has come back meanwhile. First it takes no more work; last it is marked, so that a kill in between leaves the rest to the next round."""
+    """Unless its client has come back meanwhile.
+
+    First it takes no more work; last it is marked, so that a kill in between leaves the rest to the next round.
+    """
 
     def finish(connection: Connection) -> list[str] | None:
         if session_id not in over(connection):
