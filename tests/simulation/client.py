@@ -32,7 +32,7 @@ from mint.wire.requests import (
     RetrieveFutureRequest,
 )
 from tests.dispatch.fakes import MODEL
-from tests.simulation.programs import Draw, Run, Session, Step, What, _json, body_of
+from tests.simulation.programs import Draw, Run, Session, Step, body_of, json_body
 from tests.simulation.world import World
 
 T = TypeVar("T")
@@ -214,8 +214,4 @@ def sample_body(sampler_id: str, draw: Draw) -> bytes:
         "num_samples": 1,
         "sampling_params": {"max_tokens": DRAWN, "seed": draw.seed},
     }
-    return _json(body)[0]
-
-
-def is_missing(step: Step) -> bool:
-    return step.what == What.MISSING
+    return json_body(body)[0]

@@ -192,32 +192,32 @@ def body_of(run: Run, step: Step) -> tuple[bytes, str]:
         case What.CREATE:
             lora = {"rank": 4, "seed": round(step.rate)}
             base = {"session_id": run.session_id, "model_seq_id": run.index, "base_model": MODEL}
-            return _json(base | {"lora_config": lora})
+            return json_body(base | {"lora_config": lora})
         case What.PASS | What.FORWARD | What.POISONED:
             message = pb.ForwardBackwardRequest(**base, data=[datum(step.tokens, step.tokens)], loss_fn="cross_entropy")
             return message.SerializeToString(), PROTOBUF
         case What.STEP | What.DEADLY:
-            return _json(base | {"adam_params": adam})
+            return json_body(base | {"adam_params": adam})
         case What.REFUSED:
-            return _json(base | {"adam_params": {"beta1": 2.0}})
+            return json_body(base | {"adam_params": {"beta1": 2.0}})
         case What.TRAIN_STEP:
             inputs = {"target_tokens": {"data": list(step.tokens), "dtype": "int64"}}
             chunk = {"type": "encoded_text", "tokens": list(step.tokens)}
             data = [{"model_input": {"chunks": [chunk]}, "loss_fn_inputs": inputs}]
             part = {"data": data, "loss_fn": "cross_entropy"}
-            return _json(base | {"forward_backward_input": part, "adam_params": adam})
+            return json_body(base | {"forward_backward_input": part, "adam_params": adam})
         case What.SAVE:
-            return _json(base | {"path": step.name, "overwrite": True})
+            return json_body(base | {"path": step.name, "overwrite": True})
         case What.EXPORT:
-            return _json(base | {"path": step.name, "ttl_seconds": step.ttl})
+            return json_body(base | {"path": step.name, "ttl_seconds": step.ttl})
         case What.REVISION:
-            return _json(base | {"sampling_session_seq_id": int(step.name)})
+            return json_body(base | {"sampling_session_seq_id": int(step.name)})
         case What.LOAD:
-            return _json(base | {"path": run.path("weights", step.source), "optimizer": step.with_optimizer})
+            return json_body(base | {"path": run.path("weights", step.source), "optimizer": step.with_optimizer})
     raise AssertionError(step)
 
 
-def _json(body: dict[str, Any]) -> tuple[bytes, str]:
+def json_body(body: dict[str, Any]) -> tuple[bytes, str]:
     return json.dumps(body).encode(), JSON
 
 
@@ -236,27 +236,27 @@ class Reference:
         match step.what:
             case What.CREATE:
                 self.state = fresh(round(step.rate))
-                return _json({"model_id": self.run.run_id, "type": "create_model"})[0]
+                return json_body({"model_id": self.run.run_id, "type": "create_model"})[0]
             case What.PASS | What.FORWARD:
                 passed = self.state.backward(tokens, forward_only=step.what == What.FORWARD)
                 return encode_pass_output(passed.logprobs, passed.metrics)
             case What.STEP:
-                return _json({"metrics": self.state.step(adam).metrics})[0]
+                return json_body({"metrics": self.state.step(adam).metrics})[0]
             case What.TRAIN_STEP:
                 passed = self.state.backward(tokens)
                 return encode_pass_output(passed.logprobs, passed.metrics | self.state.step(adam).metrics)
             case What.SAVE:
                 self.saved[step.name] = self.state.saved()
-                return _json({"path": self.run.path("weights", step.name), "type": "save_weights"})[0]
+                return json_body({"path": self.run.path("weights", step.name), "type": "save_weights"})[0]
             case What.EXPORT:
-                return _json({"path": self.run.path("sampler_weights", step.name)})[0]
+                return json_body({"path": self.run.path("sampler_weights", step.name)})[0]
             case What.REVISION:
                 self.revisions[step.number] = self.state.exported()
-                return _json({"sampling_session_id": sampler_id_of(self.run.session_id, int(step.name))})[0]
+                return json_body({"sampling_session_id": sampler_id_of(self.run.session_id, int(step.name))})[0]
             case What.LOAD:
                 self.state = loaded(self.saved[step.source], with_optimizer=step.with_optimizer)
                 path = self.run.path("weights", step.source)
-                return _json({"path": path, "model_id": self.run.run_id, "type": "load_weights"})[0]
+                return json_body({"path": path, "model_id": self.run.run_id, "type": "load_weights"})[0]
             case What.POISONED:
                 return "not finite"
             case What.DEADLY:

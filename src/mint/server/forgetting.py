@@ -8,6 +8,7 @@ the runs that hold them.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from shutil import rmtree
@@ -41,20 +42,27 @@ async def forget(services: Services) -> None:
     )
     while over := await services.database.transaction(find):
         for session_id in over:
-            await _forget_session(services, session_id)
+            await _forget_session(services, session_id, find)
     while await services.database.transaction(partial(expiry.forget_empty, limit=BATCH)) == BATCH:
         pass
 
 
-async def _forget_session(services: Services, session_id: str) -> None:
-    """First it takes no more work; last it is marked, so that a kill in between leaves the rest to the next round."""
+async def _forget_session(services: Services, session_id: str, over: Callable[[Connection], list[str]]) -> None:
+    """Unless its client has come back meanwhile.
 
-    def finish(connection: Connection) -> list[str]:
+    First it takes no more work; last it is marked, so that a kill in between leaves the rest to the next round.
+    """
+
+    def finish(connection: Connection) -> list[str] | None:
+        if session_id not in over(connection):
+            return None
         detail = f"nothing was heard of its client for {services.config.sessions_kept_seconds:g} s"
         repository.finish_session(connection, session_id, "interrupted", detail)
         return repository.run_ids_of_session(connection, session_id)
 
     run_ids = await services.database.transaction(finish)
+    if run_ids is None:
+        return
     for run_id in run_ids:
         services.dispatcher.unload(run_id)
     await _remove_snapshots(services, run_ids)
