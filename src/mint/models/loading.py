@@ -26,7 +26,7 @@ from mint.models.attention import ATTENTION_NAME, PackedCausal
 from mint.models.causal_lm import CausalLM
 from mint.models.experts import eager_experts
 from mint.models.paligemma import is_paligemma, read_paligemma
-from mint.models.seeing import ATTENTION, channels_of, is_llava, read_llava
+from mint.models.seeing import ATTENTION, channels_of, is_llava, read_checked, read_llava
 from mint.models.vision import ImageEncoder, Insert
 
 SERVED_LAYERS = {"full_attention", "sliding_attention"}
@@ -64,7 +64,7 @@ CPU = torch.device("cpu")
 def load(
     location: str, dtype: torch.dtype = torch.float32, device: torch.device = CPU, *, checkpointing: bool = False
 ) -> CausalLM:
-    """Load a decoder-only model, or PaliGemma, in evaluation mode; for `checkpointing` see `CausalLM`.
+    """Load a decoder-only model, PaliGemma or LLaVA in evaluation mode; for `checkpointing` see `CausalLM`.
 
     Raises:
         ModelLoadError: the model does not load, or needs something that packed batches cannot give it.
@@ -73,7 +73,6 @@ def load(
     try:
         files, _ = PretrainedConfig.get_config_dict(location)
         model = _read(location, files, dtype).to(device).eval()  # type: ignore[arg-type]
-        _refuse_unsupported(location, model.config)
         images = _image_encoder(location, files, model)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{location} does not load: {error}") from error
@@ -96,24 +95,14 @@ def _read(location: str, files: dict[str, Any], dtype: torch.dtype) -> PreTraine
     Raises:
         ModelLoadError: the files have no weights for a part of it.
     """
-    if is_paligemma(files):
-        return read_paligemma(location, files, dtype)
-    if is_llava(files):
-        return read_llava(location, dtype)
+    if is_paligemma(files) or is_llava(files):
+        seeing = read_paligemma(location, files, dtype) if is_paligemma(files) else read_llava(location, dtype)
+        _refuse_unsupported(location, seeing.config)
+        return seeing
     config = AutoConfig.from_pretrained(location)
     _refuse_unsupported(location, config)
-    loaded: Any = AutoModelForCausalLM.from_pretrained(
-        location,
-        config=config,
-        dtype=dtype,
-        attn_implementation=ATTENTION_NAME,
-        output_loading_info=True,
-    )
-    model, report = loaded
-    if report["missing_keys"]:
-        # transformers fills these with random numbers
-        raise ModelLoadError(f"{location} has no weights for {sorted(report['missing_keys'])[0]}")
-    return model  # type: ignore[no-any-return]
+    source = {"pretrained_model_name_or_path": location, "config": config}
+    return read_checked(AutoModelForCausalLM, source, location, dtype, ATTENTION_NAME)
 
 
 def _refuse_unsupported(location: str, config: Any) -> None:

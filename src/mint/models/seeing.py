@@ -30,7 +30,9 @@ def read_llava(location: str, dtype: torch.dtype) -> PreTrainedModel:
     return read_checked(LlavaForConditionalGeneration, {"pretrained_model_name_or_path": location}, location, dtype)
 
 
-def read_checked(family: Any, source: dict[str, Any], location: str, dtype: torch.dtype) -> PreTrainedModel:
+def read_checked(
+    family: Any, source: dict[str, Any], location: str, dtype: torch.dtype, attention: str | dict[str, str] = ATTENTION
+) -> PreTrainedModel:
     """A model of the family, as `source` says where it is.
 
     Raises:
@@ -38,7 +40,7 @@ def read_checked(family: Any, source: dict[str, Any], location: str, dtype: torc
         OSError, ValueError, RuntimeError, SafetensorError: as transformers and safetensors raise them.
     """
     model, report = family.from_pretrained(
-        **source, dtype=dtype, attn_implementation=ATTENTION, output_loading_info=True
+        **source, dtype=dtype, attn_implementation=attention, output_loading_info=True
     )
     for problem, what in (("missing_keys", "no weights for"), ("mismatched_keys", "weights of another shape for")):
         if report[problem]:

@@ -15,7 +15,7 @@ from mint.server import access
 from mint.server.body import read_body
 from mint.server.dependencies import Caller, Owner, Ready
 from mint.server.operations.kinds import KINDS
-from mint.server.operations.submit import submit
+from mint.server.operations.submit import LARGE_BODY, aside, submit
 from mint.server.routes.operations import described
 from mint.server.services import Services
 from mint.store import journal, repository
@@ -36,17 +36,29 @@ ACT_BATCH = "{observations: [{model_input, state?}], seq_id?, temperature?, seed
 async def vla_train_step(http: Request, services: Ready, caller: Caller) -> dict[str, Any]:
     """A pass and an optimizer step of a robot policy. Without `seq_id` it follows what its run has been sent."""
     body, content_type = await read_body(http, services.config.max_body_bytes)
-    document = read_object(body) if content_type == JSON else {"seq_id": 0}  # other types are refused where it is read
-    if document.get("seq_id") is None:
-        async with services.numbering:
-            run = str(document.get("model_id"))
-            number = await services.database.transaction(lambda c: journal.next_seq_id(c, run))
-            body = json.dumps({**document, "seq_id": number}).encode()
-            operation = await submit(services, KINDS["vla_train_step"], body, content_type, caller)
-    else:
+    run = await aside(len(body) > LARGE_BODY, _unnumbered, body) if content_type == JSON else None
+    if run is None:
         operation = await submit(services, KINDS["vla_train_step"], body, content_type, caller)
+    else:
+        async with services.numbering:
+            number = await services.database.transaction(lambda c: journal.next_seq_id(c, run))
+            body = await _completed(body, seq_id=number)
+            operation = await submit(services, KINDS["vla_train_step"], body, content_type, caller)
     services.presence.beat(operation.session_id)
     return {"request_id": operation.request_id, "model_id": operation.stream}
+
+
+def _unnumbered(body: bytes) -> str | None:
+    """The run of a request that has no number; None if it has one."""
+    document = read_object(body)
+    return str(document.get("model_id")) if document.get("seq_id") is None else None
+
+
+async def _completed(body: bytes, **fields: Any) -> bytes:
+    """A JSON object with these fields in it."""
+    return await aside(
+        len(body) > LARGE_BODY, lambda content: json.dumps({**read_object(content), **fields}).encode(), body
+    )
 
 
 @router.post("/action_sessions")
@@ -90,7 +102,7 @@ async def act_batch(action_session_id: str, http: Request, services: Ready, call
 async def _act(services: Services, kind: str, action_session_id: str, http: Request, caller: Key) -> dict[str, str]:
     body, content_type = await read_body(http, services.config.max_body_bytes)
     if content_type == JSON:  # anything else is refused where it is read
-        body = json.dumps({**read_object(body), "action_session_id": action_session_id}).encode()
+        body = await _completed(body, action_session_id=action_session_id)
     operation = await submit(services, KINDS[kind], body, content_type, caller)
     services.presence.beat(operation.session_id)
     return {"request_id": operation.request_id, "action_session_id": action_session_id}
