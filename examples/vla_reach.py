@@ -176,7 +176,7 @@ def draw(rollouts: dict[str, Rollout], path: Path, episodes: int = 40) -> None:
             panel.plot(*way.T, color=colour, alpha=0.5, linewidth=1)
             panel.plot(*way[0], "o", color="tab:blue", markersize=3)
         panel.add_patch(Circle((0, 0), TOLERANCE, color="tab:red", alpha=0.3, linewidth=0))
-        panel.set(title=f"{name}: {rollout.reached.mean():.0%}", xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
+        panel.set(title=f"{name}: {rollout.reached.mean():.0%}", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
         panel.grid(alpha=0.3)
     figure.suptitle("the gripper's way, from each start (blue) to the square (middle)")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -68,6 +68,21 @@ def test_a_lora_learns_what_its_base_cannot(seed: int, example: Any, service: mi
     assert success(Dark, trained=True) <= 0.35
 
 
+@pytest.mark.slow
+def test_the_example_learns_by_cloning_and_again_by_success(tmp_path: Path) -> None:
+    picture = tmp_path / "out" / "ways.png"
+    command = [sys.executable, "-m", "mint.cli", "run", "--model", NAME, str(EXAMPLES / "vla_reach.py")]
+    done = subprocess.run(
+        [*command, "--picture", str(picture)], capture_output=True, text=True, timeout=600, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    base, cloned, rewarded = (int(reached) for reached in re.findall(r"\((\d+) of 100\)", done.stdout))
+    assert base <= 35
+    assert cloned > base + 20
+    assert rewarded > cloned
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
 def test_the_example_over_plain_http() -> None:
     command = [sys.executable, "-m", "mint.cli", "run", "--model", f"{NAME}-256", str(EXAMPLES / "vla_http.py")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
