@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,14 @@ def test_a_robot_without_statistics_of_something_is_told(processor: Any) -> None
         blind.observation(IMAGES, "x", [0.0])
     with pytest.raises(ValueError, match="values have 5 dimensions, the statistics 4"):
         processor.observation(IMAGES, "x", [0.0] * 5)
+
+
+def test_without_its_packages_it_is_told_how_to_get_them() -> None:
+    program = "import sys; sys.modules['scipy'] = None; import mint.mint as mintx; mintx.build_openpi_fast_datum"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "robot policies need the package scipy" in done.stderr
+    assert "pip install 'mint[vla]'" in done.stderr
 
 
 def test_a_folder_of_a_model_that_sees_nothing_has_no_processor(tmp_path: Path) -> None:
