@@ -24,15 +24,14 @@ import mint as tinker
 import mint.mint as mintx
 from mint import types
 from mint.tiny_vla import NAME, model_path
-from mint.tiny_vla.reaching import CHUNKS, TOLERANCE, Reaching, expert, instruction, scenes
+from mint.tiny_vla.reaching import CHUNKS, TOLERANCE, Reaching, expert, instruction, visited
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.patches import Circle
 
-BC_STEPS, BC_BATCH, BC_LEARNING_RATE = 25, 32, 3e-3
-RL_STEPS, RL_SCENES, RL_GROUP, RL_LEARNING_RATE = 30, 8, 8, 2e-3
-DISCOUNT = 0.8
+BC_STEPS, BC_BATCH, BC_LEARNING_RATE = 30, 32, 3e-3
+RL_STEPS, RL_SCENES, RL_GROUP, RL_CHUNKS, RL_LEARNING_RATE = 40, 16, 8, 2, 1e-3
 EPISODES = 100
 MIRRORED = True
 
@@ -86,11 +85,18 @@ class Robot:
         finally:
             session.delete().result()
 
-    def play(self, policy: mintx.ActionSession, arena: Reaching, temperature: float = 0.0, seed: int = 0) -> Rollout:
+    def play(
+        self,
+        policy: mintx.ActionSession,
+        arena: Reaching,
+        turns: int = CHUNKS,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Rollout:
         """Episodes in closed loop: look, act, look again."""
         episodes, ways = len(arena.positions), [arena.positions[None]]
         acts: list[Acts] = [[] for _ in range(episodes)]
-        for turn in range(CHUNKS):
+        for turn in range(turns):
             under_way = np.flatnonzero(~arena.reached)
             observations = self.observations(arena)
             asked = [observations[place] for place in under_way]
@@ -106,7 +112,7 @@ class Robot:
 
     def clone_step(self, seed: int) -> None:
         """One step towards what the expert does, in scenes anywhere on its way."""
-        positions, targets = scenes(np.random.default_rng(seed), BC_BATCH)
+        positions, targets = visited(np.random.default_rng(seed), BC_BATCH)
         arena = Reaching(positions, targets, MIRRORED, np.zeros(BC_BATCH, bool))
         chunks = expert(positions, targets, MIRRORED)
         data = [
@@ -119,16 +125,14 @@ class Robot:
 
     def reward_step(self, seed: int) -> None:
         """One step on groups of episodes that begin alike: what the better ones of a group did becomes likelier."""
-        scenes = Reaching.start(seed, RL_SCENES, MIRRORED)
-        starts, targets = (np.repeat(points, RL_GROUP, axis=0) for points in (scenes.positions, scenes.targets))
+        scenes = visited(np.random.default_rng(seed), RL_SCENES)
+        starts, targets = (np.repeat(points, RL_GROUP, axis=0) for points in scenes)
         arena = Reaching(starts, targets, MIRRORED, np.zeros(RL_SCENES * RL_GROUP, bool))
         with self.policy() as policy:
-            rollout = self.play(policy, arena, temperature=1.0, seed=seed)
+            rollout = self.play(policy, arena, RL_CHUNKS, temperature=1.0, seed=seed)
         self.rewards.append(float(rollout.reached.mean()))
-        turns = np.array([len(acts) for acts in rollout.acts])
-        groups = (rollout.reached * DISCOUNT**turns).reshape(RL_SCENES, RL_GROUP)
-        # those that did worse are left alone: to push away what was only sometimes wrong makes small batches unstable
-        advantages = (groups - groups.mean(axis=1, keepdims=True)).clip(min=0).ravel()
+        groups = rollout.reached.reshape(RL_SCENES, RL_GROUP)
+        advantages = (groups - groups.mean(axis=1, keepdims=True)).ravel()
         data = [
             self.processor.experience(observation, act.tokens, act.logprobs, float(advantage))
             for acts, advantage in zip(rollout.acts, advantages, strict=True)
@@ -172,7 +176,7 @@ def draw(rollouts: dict[str, Rollout], path: Path, episodes: int = 40) -> None:
             panel.plot(*way.T, color=colour, alpha=0.5, linewidth=1)
             panel.plot(*way[0], "o", color="tab:blue", markersize=3)
         panel.add_patch(Circle((0, 0), TOLERANCE, color="tab:red", alpha=0.3, linewidth=0))
-        panel.set(title=f"{name}: {rollout.reached.mean():.0%}", xlim=(-1.7, 1.7), ylim=(-1.7, 1.7), aspect="equal")
+        panel.set(title=f"{name}: {rollout.reached.mean():.0%}", xlim=(-1.5, 1.5), ylim=(-1.5, 1.5), aspect="equal")
         panel.grid(alpha=0.3)
     figure.suptitle("the gripper's way, from each start (blue) to the square (middle)")
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +67,8 @@ def test_its_inputs_are_typed_as_the_server_expects_them() -> None:
         ({"token_ar_mask": [1, 1, 1]}, "of one length"),
         ({"target_tokens": [], "weights": [], "token_ar_mask": []}, "of one length, at least 1"),
         ({"target_tokens": [[21, 22]]}, "of one length"),
+        ({"target_tokens": [21.5, 22]}, "target_tokens must be whole numbers"),
+        ({"token_ar_mask": [1, 0.5]}, "token_ar_mask must be whole numbers"),
         ({"prefix_tokens": []}, "at least one token"),
         ({"state": [[0.0]]}, "state must be a vector"),
         ({"logprobs": [-1.0, -1.0]}, "given together"),
@@ -115,6 +119,14 @@ def test_a_robot_without_statistics_of_something_is_told(processor: Any) -> None
         blind.observation(IMAGES, "x", [0.0])
     with pytest.raises(ValueError, match="values have 5 dimensions, the statistics 4"):
         processor.observation(IMAGES, "x", [0.0] * 5)
+
+
+def test_without_its_packages_it_is_told_how_to_get_them() -> None:
+    program = "import sys; sys.modules['scipy'] = None; import mint.mint as mintx; mintx.build_openpi_fast_datum"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 1
+    assert "robot policies need the package scipy" in done.stderr
+    assert "pip install 'mint[vla]'" in done.stderr
 
 
 def test_a_folder_of_a_model_that_sees_nothing_has_no_processor(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -160,3 +161,27 @@ def test_the_fused_operators_are_still_what_they_were(queries: int, keys: int, h
     theirs = [*plain, *flash._plain_backward(grad, block, Answer(*plain), how, mask)]
     for a, b in zip(ours, theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=2e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=5),
+    st.integers(0, 3),
+    st.booleans(),
+)
+def test_any_blocks_by_their_running_sum(masks: list[list[bool]], below: int, twice: bool) -> None:
+    """Token i sees token j iff cumsum[j] ≤ cumsum[i]; causal stretches between them, and some below the first."""
+    masks = masks * 2 if twice else masks
+    lengths = [len(mask) for mask in masks] + [below] * (below > 0)
+    blocks = [np.cumsum(mask).astype(np.int32) if place % 2 == 0 else None for place, mask in enumerate(masks)]
+    rows = stretches(lengths)
+    seen = paths_seen([[s] for s in rows], None, sum(lengths))
+    for own, c in zip(rows, blocks, strict=False):
+        if c is not None:
+            running = torch.from_numpy(c)
+            seen[own, own] = running[None, :] <= running[:, None]
+    prefixes = [Prefix(rows[0].start, rows[0].stop, rows[-1].start, rows[-1].stop)] if below else []
+    if below:
+        seen[rows[-1], rows[0]] = True
+        blocks.append(None)
+    check(PackedCausal(lengths, prefixes, blocks), seen)

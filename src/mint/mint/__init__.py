@@ -88,6 +88,10 @@ if not TYPE_CHECKING:  # type checkers name a missing attribute themselves
 
     def __getattr__(name: str) -> Any:
         if name == "openpi" or name in _OPENPI:
-            module = import_module("mint.mint.openpi")
+            try:
+                module = import_module("mint.mint.openpi")
+            except ModuleNotFoundError as error:
+                needed = f"robot policies need the package {error.name}: pip install 'mint[vla]'"
+                raise ModuleNotFoundError(needed, name=error.name) from error
             return module if name == "openpi" else getattr(module, name)
         raise AttributeError(f"mint.mint has no attribute {name!r}; it has: {', '.join(sorted(__all__))}")
