@@ -1,8 +1,8 @@
 """Teach a robot policy a task that its base has not seen: first from demonstrations, then from success alone.
 
 The gripper is to be moved onto a red square, by an arm that goes the other way along both axes. The policy sees three
-camera images, and says five steps at a time as FAST tokens. Run it with `mint run examples/vla_reach.py`, or against a
-server that serves `openpi/pi0-fast-tiny` with `python examples/vla_reach.py`.
+camera images, and says five steps at a time as FAST tokens. Run it with
+`mint run --model openpi/pi0-fast-tiny examples/vla_reach.py`, or against a server that serves this model.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ import mint as tinker
 import mint.mint as mintx
 from mint import types
 from mint.tiny_vla import NAME, model_path
-from mint.tiny_vla.reaching import CHUNKS, TOLERANCE, Reaching, expert, instruction, scenes
+from mint.tiny_vla.reaching import CHUNKS, TOLERANCE, Reaching, expert, instruction, visited
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.patches import Circle
 
-BC_STEPS, BC_BATCH, BC_LEARNING_RATE = 60, 32, 3e-3
-RL_STEPS, RL_EPISODES, RL_LEARNING_RATE = 20, 48, 1e-3
+BC_STEPS, BC_BATCH, BC_LEARNING_RATE = 30, 32, 3e-3
+RL_STEPS, RL_SCENES, RL_GROUP, RL_CHUNKS, RL_LEARNING_RATE = 40, 16, 8, 2, 1e-3
 EPISODES = 100
 MIRRORED = True
 
@@ -85,12 +85,18 @@ class Robot:
         finally:
             session.delete().result()
 
-    def play(self, policy: mintx.ActionSession, seed: int, episodes: int, temperature: float = 0.0) -> Rollout:
+    def play(
+        self,
+        policy: mintx.ActionSession,
+        arena: Reaching,
+        turns: int = CHUNKS,
+        temperature: float = 0.0,
+        seed: int = 0,
+    ) -> Rollout:
         """Episodes in closed loop: look, act, look again."""
-        arena = Reaching.start(seed, episodes, MIRRORED)
-        ways = [arena.positions[None]]
+        episodes, ways = len(arena.positions), [arena.positions[None]]
         acts: list[Acts] = [[] for _ in range(episodes)]
-        for turn in range(CHUNKS):
+        for turn in range(turns):
             under_way = np.flatnonzero(~arena.reached)
             observations = self.observations(arena)
             asked = [observations[place] for place in under_way]
@@ -106,7 +112,7 @@ class Robot:
 
     def clone_step(self, seed: int) -> None:
         """One step towards what the expert does, in scenes anywhere on its way."""
-        positions, targets = scenes(np.random.default_rng(seed), BC_BATCH)
+        positions, targets = visited(np.random.default_rng(seed), BC_BATCH)
         arena = Reaching(positions, targets, MIRRORED, np.zeros(BC_BATCH, bool))
         chunks = expert(positions, targets, MIRRORED)
         data = [
@@ -118,17 +124,22 @@ class Robot:
         self.losses.append(output.metrics["loss:mean"])
 
     def reward_step(self, seed: int) -> None:
-        """One step on sampled episodes: what those did that reached their squares becomes likelier."""
+        """One step on groups of episodes that begin alike: what the better ones of a group did becomes likelier."""
+        scenes = visited(np.random.default_rng(seed), RL_SCENES)
+        starts, targets = (np.repeat(points, RL_GROUP, axis=0) for points in scenes)
+        arena = Reaching(starts, targets, MIRRORED, np.zeros(RL_SCENES * RL_GROUP, bool))
         with self.policy() as policy:
-            rollout = self.play(policy, seed, RL_EPISODES, temperature=1.0)
-        advantages = rollout.reached - rollout.reached.mean()
+            rollout = self.play(policy, arena, RL_CHUNKS, temperature=1.0, seed=seed)
         self.rewards.append(float(rollout.reached.mean()))
+        groups = rollout.reached.reshape(RL_SCENES, RL_GROUP)
+        advantages = (groups - groups.mean(axis=1, keepdims=True)).ravel()
         data = [
             self.processor.experience(observation, act.tokens, act.logprobs, float(advantage))
             for acts, advantage in zip(rollout.acts, advantages, strict=True)
             for observation, act in acts
+            if advantage
         ]
-        if advantages.any():
+        if data:
             adam = types.AdamParams(learning_rate=RL_LEARNING_RATE)
             self.run.train_step(data, "importance_sampling", adam_params=adam).result()
 
@@ -186,7 +197,7 @@ def main() -> None:
 
         def measure(name: str, trained: bool = True) -> None:
             with robot.policy(trained) as policy:
-                rollouts[name] = robot.play(policy, arguments.seed, EPISODES)
+                rollouts[name] = robot.play(policy, Reaching.start(arguments.seed, EPISODES, MIRRORED))
             show(name, rollouts[name])
 
         measure("base model", trained=False)

@@ -65,6 +65,8 @@ def test_its_inputs_are_typed_as_the_server_expects_them() -> None:
         ({"token_ar_mask": [1, 1, 1]}, "of one length"),
         ({"target_tokens": [], "weights": [], "token_ar_mask": []}, "of one length, at least 1"),
         ({"target_tokens": [[21, 22]]}, "of one length"),
+        ({"target_tokens": [21.5, 22]}, "target_tokens must be whole numbers"),
+        ({"token_ar_mask": [1, 0.5]}, "token_ar_mask must be whole numbers"),
         ({"prefix_tokens": []}, "at least one token"),
         ({"state": [[0.0]]}, "state must be a vector"),
         ({"logprobs": [-1.0, -1.0]}, "given together"),

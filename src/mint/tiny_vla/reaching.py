@@ -45,6 +45,14 @@ def scenes(rng: np.random.Generator, count: int) -> tuple[Points, Points]:
     return positions, positions + distances[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
+def visited(rng: np.random.Generator, count: int) -> tuple[Points, Points]:
+    """Scenes as they are on the way: positions (count, 2) between the start and the target, a little off the line."""
+    positions, targets = scenes(rng, count)
+    share = rng.uniform(0, 1, (count, 1)) * (rng.uniform(size=(count, 1)) < 0.6)
+    wandered = positions + share * (targets - positions) + rng.normal(0, 0.05, (count, 2)) * (share > 0)
+    return wandered, targets
+
+
 def expert(positions: Points, targets: Points, mirrored: bool = False) -> Points:
     """Chunks (N, H, 2) at full speed, in the one of eight directions that is nearest to the target's."""
     way = targets - positions

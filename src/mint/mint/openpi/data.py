@@ -182,9 +182,9 @@ def _datum(
         raise ValueError("logprobs and advantages must be given together")
     inputs: dict[str, Vector] = {
         "state": observation.state,
-        "target_tokens": np.asarray(target_tokens, np.int64),
+        "target_tokens": _integers("target_tokens", target_tokens),
         "weights": np.asarray(weights, np.float32),
-        "token_ar_mask": np.asarray(token_ar_mask, np.int64),
+        "token_ar_mask": _integers("token_ar_mask", token_ar_mask),
     }
     if logprobs is not None and advantages is not None:
         inputs["logprobs"] = np.asarray(logprobs, np.float32)
@@ -200,6 +200,13 @@ def _check_lengths(inputs: Mapping[str, Vector]) -> None:
     if not length or any(shape != (length,) for shape in shapes.values()):
         said = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
         raise ValueError(f"must be vectors of one length, at least 1: {said}")
+
+
+def _integers(name: str, values: Sequence[int]) -> npt.NDArray[np.int64]:
+    array = np.asarray(values)
+    if array.size and array.dtype.kind not in "biu":  # numpy would cut 1.5 to 1
+        raise ValueError(f"{name} must be whole numbers")
+    return array.astype(np.int64)
 
 
 def _vector(state: npt.ArrayLike) -> Actions:

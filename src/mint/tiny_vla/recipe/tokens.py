@@ -8,7 +8,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, train
 from mint.openpi.fast import FastCodec
 from mint.openpi.prompts import RESERVED_IDS, PolicyTokens, prefix_text
 from mint.openpi.statistics import Statistics
-from mint.tiny_vla.reaching import MAX_STEP, Points, expert, instruction, scenes
+from mint.tiny_vla.reaching import MAX_STEP, expert, instruction, visited
 
 TEXT_IDS, ACTION_IDS = 160, 64
 VOCABULARY = TEXT_IDS + ACTION_IDS + RESERVED_IDS
@@ -35,14 +35,6 @@ def train_tokenizer() -> Tokenizer:
     texts = [prefix_text(instruction(mirrored), [0, 0]) + "Action: |" for mirrored in (False, True)]
     bare.train_from_iterator(texts * 2, trainer)
     return bare
-
-
-def visited(rng: np.random.Generator, count: int) -> tuple[Points, Points]:
-    """Scenes as they are on the way: positions (count, 2) between the start and the target, a little off the line."""
-    positions, targets = scenes(rng, count)
-    share = rng.uniform(0, 1, (count, 1)) * (rng.uniform(size=(count, 1)) < 0.6)
-    wandered = positions + share * (targets - positions) + rng.normal(0, 0.05, (count, 2)) * (share > 0)
-    return wandered, targets
 
 
 def statistics() -> dict[str, Statistics]:

@@ -24,9 +24,8 @@ from transformers import (
 
 from mint.openpi.prompts import FAST_FOLDER, PolicyTokens
 from mint.openpi.statistics import save_statistics
-from mint.tiny_vla.reaching import IMAGE_SIZE, expert, render
+from mint.tiny_vla.reaching import IMAGE_SIZE, expert, render, visited
 from mint.tiny_vla.recipe.policy import Policy
-from mint.tiny_vla.recipe.tokens import visited
 
 PATCH = 8
 WIDE = 128
