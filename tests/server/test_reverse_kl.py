@@ -138,11 +138,12 @@ def test_it_is_done_again_after_a_restart_with_the_reference_it_had(serve: Serve
 
 # ---------------------------------------------------------------- refusals
 
+IMAGE = {"type": "image", "data": "aaaa", "format": "png"}
 DATA: dict[str, tuple[dict[str, Any], str]] = {
     "student missing": ({"student_input": None}, "student_input"),
     "student without tokens": ({"student_input": {"chunks": []}}, "student_input"),
     "student with an empty chunk": ({"student_input": chunks()}, "student_input.chunks[0]"),
-    "student with an image": ({"student_input": {"chunks": [{"type": "image"}]}}, "student_input.chunks[0]"),
+    "student with an image": ({"student_input": {"chunks": [IMAGE]}}, "student_input.chunks[0]"),
     "student beyond the vocabulary": ({"student_input": chunks(5, 6, 100)}, "student_input"),
     "student over-long": ({"student_input": chunks(*LONG)}, "student_input"),
     "reference missing": ({"reference_input": None}, "reference_input"),
