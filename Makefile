@@ -66,7 +66,7 @@ docs: $(STAMP) ## The documentation as a site, in build/site
 tiny: $(STAMP) ## Train the built-in base model again (about 40 minutes on 2 cores)
 	$(BIN)/python -m mint.tiny.recipe
 
-tiny-vla: $(STAMP) ## Train the built-in base of robot policies again (about 4 minutes on 1 core)
+tiny-vla: $(STAMP) ## Train the built-in base of robot policies again (about 3 minutes on 1 core)
 	$(BIN)/python -m mint.tiny_vla.recipe
 
 model-card: $(STAMP) ## Measure what a one-minute LoRA teaches it (about 25 minutes)
