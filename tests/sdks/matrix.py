@@ -62,7 +62,7 @@ def run_programs(python: Path, server: PrivateServer, *programs: str) -> Iterato
 def main() -> int:
     """The whole table."""
     console = Console()
-    table = Table("capability", title="Versions of the SDK")
+    table = Table("capability", title="Versions of the SDK, and seconds")
     columns: list[dict[str, Outcome]] = []
     with console.status("making environments") as status, private_server() as server:
         for name in (*VERSIONS, "newest"):
@@ -72,10 +72,11 @@ def main() -> int:
                 found[outcome.program] = outcome
                 status.update(f"tinker {outcome.sdk}: {outcome.program}")
             columns.append(found)
-            table.add_column(name if name != "newest" else f"newest ({next(iter(found.values())).sdk})")
+            table.add_column(name, no_wrap=True)
     for program in PROGRAMS:
         table.add_row(program, *(_cell(column.get(program)) for column in columns))
     console.print(table)
+    console.print(f"newest is {next(iter(columns[-1].values())).sdk}")
     for outcome in (each for column in columns for each in column.values() if each.status != "ok"):
         console.print(f"{outcome.sdk}, {outcome.program}: {outcome.reason}", markup=False)
     complete = all(set(column) == set(PROGRAMS) for column in columns)
@@ -83,7 +84,7 @@ def main() -> int:
 
 
 def _cell(outcome: Outcome | None) -> str:
-    return f"{SIGNS[outcome.status]} {outcome.seconds:.1f} s" if outcome is not None else SIGNS["failed"]
+    return f"{SIGNS[outcome.status]} {outcome.seconds:.1f}" if outcome is not None else SIGNS["failed"]
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from mint.engine.core import Datum, ForwardBackward
@@ -41,7 +42,10 @@ def datum_work(command: ForwardBackward, datum: Datum) -> int:
         BadRequestError: see `graph_work`.
     """
     assert command.loss_graph is not None
-    inputs = {name: torch.from_numpy(value) for name, value in datum.loss_inputs.items()}
+    inputs = {
+        name: torch.empty(value.shape, dtype=torch.from_numpy(np.empty(0, value.dtype)).dtype, device="meta")
+        for name, value in datum.loss_inputs.items()
+    }
     logprobs = torch.empty(inputs["target_tokens"].shape, device="meta")
     return graph_work(command.loss_graph, input_shapes(command.loss_graph, logprobs, inputs))
 

@@ -25,6 +25,6 @@ def main() -> None:
 def _refused_after_the_end(run: tinker.TrainingClient) -> None:
     try:
         run.save_state("late").result(SECONDS)
-    except tinker.TinkerError:
+    except (tinker.TinkerError, RuntimeError):  # the server's refusal, or that of an SDK that is closed by then
         return
     raise AssertionError("a session that has ended took work")
