@@ -6,6 +6,7 @@ a run of its own that nothing else is done with, as a copy is. A source that is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from secrets import token_hex
@@ -120,7 +121,8 @@ def _sources(connection: Connection, request: InterpolateRequest, owner: str) ->
     found: list[Checkpoint] = []
     for index, text in enumerate(request.source_paths):
         field = f"source_paths[{index}]"
-        source = access.checkpoint(connection, str(CheckpointPath.parse(text, field)), owner, field)
+        path = CheckpointPath.parse(access.canonical(connection, text, SEGMENT), field)
+        source = access.weights(connection, str(path), owner, field)
         if found and source.base_model != found[0].base_model:
             raise BadRequestError(
                 f"was trained on {source.base_model!r}, {found[0].path} on {found[0].base_model!r}", field=field
@@ -130,11 +132,17 @@ def _sources(connection: Connection, request: InterpolateRequest, owner: str) ->
 
 
 def _weighted(sources: Sequence[Checkpoint], coefficients: Sequence[float]) -> dict[str, float]:
-    """The coefficient of each folder: what is given several times, or copied, counts once with the sum."""
+    """The coefficient of each folder: what is given several times, or copied, counts once with the sum.
+
+    Raises:
+        BadRequestError: a sum is not finite, or all of them are 0.
+    """
     weighted: dict[str, float] = {}
     for source, coefficient in zip(sources, coefficients, strict=True):
         weighted[source.directory] = weighted.get(source.directory, 0.0) + coefficient
     weighted = {directory: coefficient for directory, coefficient in weighted.items() if coefficient}
+    if not all(map(math.isfinite, weighted.values())):
+        raise BadRequestError("add up to more than a float has, for one checkpoint", field="coefficients")
     if not weighted:
         raise BadRequestError("add up to 0 for every checkpoint, which is the base model", field="coefficients")
     return weighted
