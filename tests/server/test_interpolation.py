@@ -223,8 +223,9 @@ def test_what_is_for_download_only_is_no_source(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:
             run, (a, _) = await two(world.alice)
-            out = (await world.alice.result("save_weights_external", {"model_id": run, "seq_id": 3, "path": "c"}))["path"]
-            response = await world.alice.post(ROUTE, {"source_paths": [a, out], "coefficients": [1, 1]})
+            out = await world.alice.result("save_weights_external", {"model_id": run, "seq_id": 3, "path": "c"})
+            body = {"source_paths": [a, out["path"]], "coefficients": [1, 1]}
+            response = await world.alice.post(ROUTE, body)
             assert (response.status_code, response.json()["field"]) == (400, "source_paths[1]")
             assert "for download only" in response.text
 
