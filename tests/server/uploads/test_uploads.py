@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gzip
 import json
 import struct
@@ -289,6 +290,8 @@ def test_a_few_at_once(serve: Serve) -> None:
                 assert (await sent(world.bob, tar(adapter()))).status_code == 200
             assert (await sent(world.alice, tar(adapter()))).status_code == 200
             assert not world.services.uploads
+            together = await asyncio.gather(*(sent(world.alice, tar(adapter())) for _ in range(8)))
+            assert sorted(each.status_code for each in together) == [200] * 4 + [429] * 4
 
     play(scene)
 
