@@ -107,7 +107,7 @@ def _archive_route(path: str) -> str:
     scheme, _, place = path.partition("://")
     parts = [quote(part, safe="") for part in place.split("/")]
     if scheme not in SCHEMES or len(parts) != 3 or not all(parts):
-        raise ValueError(f"{path!r} is no checkpoint; a path reads tinker://<run>/<weights|sampler_weights>/<name>")
+        raise ValueError(f"{path!r} is no checkpoint; a path reads tinker://RUN/SEGMENT/NAME")
     return f"{API}/training_runs/{parts[0]}/checkpoints/{parts[1]}/{parts[2]}/archive"
 
 
