@@ -19,6 +19,7 @@ from mint.store import checkpoints
 from mint.store.database import Database
 from mint.store.objects import ObjectStore
 from mint.tiny import NAME
+from mint.tiny_vla import model_path as policy_path
 from tests.store import rows
 
 LAYER = "base_model.model.model.layers.0.mlp.down_proj"
@@ -92,6 +93,7 @@ def test_what_is_refused(tmp_path: Path, adapter: Path) -> None:
     assert "is no server's folder" in merge(tmp_path, "tinker://a/weights/b", *data, code=1)
     assert "no checkpoint path" in merge(tmp_path, "tinker://a", *data, code=1)
     assert "does not load" in merge(tmp_path, adapter, "--base", str(tmp_path), code=1)
+    assert "sees images" in merge(tmp_path, adapter, "--base", str(policy_path(16)), code=1)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["adapter"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("mine")
