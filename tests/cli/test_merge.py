@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save_file
+from sqlalchemy import Connection
 from typer.testing import CliRunner
 
 from mint.cli.main import app
 from mint.engine import merging
+from mint.store import checkpoints
+from mint.store.database import Database
+from mint.store.objects import ObjectStore
 from mint.tiny import NAME
+from mint.tiny_vla import model_path as policy_path
+from tests.store import rows
 
 LAYER = "base_model.model.model.layers.0.mlp.down_proj"
 
@@ -56,12 +64,36 @@ def test_a_downloaded_folder_is_merged_into_the_base_model_that_it_names(tmp_pat
     assert float((change - 4).abs().max()) <= 1 / 64
 
 
+@pytest.mark.parametrize("database_url", ["sqlite", "postgresql"], indirect=True)
+def test_a_checkpoint_that_is_in_a_store_of_objects_alone(tmp_path: Path, adapter: Path, database_url: str) -> None:
+    data, url = tmp_path / "data", f"file://{tmp_path}/objects"
+    store = ObjectStore(data / "checkpoints", url, cache_bytes=0)
+    shutil.copytree(adapter, store.root / "c1.staged")
+    store.commit("c1")
+    shutil.rmtree(store.root)
+    database = Database(database_url)
+    path = "tinker://s:train:0/sampler_weights/a"
+
+    def write(connection: Connection) -> None:
+        rows.insert_run(connection)
+        checkpoints.put(connection, rows.checkpoint(path=path, base_model=NAME))
+
+    asyncio.run(database.transaction(write))
+    database.close()
+    options = ["--data-dir", str(data), "--database-url", database_url]
+    assert "name it: --checkpoint-store" in merge(tmp_path, path, *options, code=1)
+    assert "does not exist" in merge(tmp_path, f"{path}-not", *options, code=1)
+    assert f"{NAME} with {path}" in merge(tmp_path, path, *options, "--checkpoint-store", url)
+    assert not store.root.exists(), "a server that runs has its cache to itself"
+
+
 def test_what_is_refused(tmp_path: Path, adapter: Path) -> None:
     data = ["--data-dir", str(tmp_path / "data")]
     assert "neither a tinker:// path nor a folder" in merge(tmp_path, tmp_path / "nowhere", code=1)
     assert "is no server's folder" in merge(tmp_path, "tinker://a/weights/b", *data, code=1)
     assert "no checkpoint path" in merge(tmp_path, "tinker://a", *data, code=1)
     assert "does not load" in merge(tmp_path, adapter, "--base", str(tmp_path), code=1)
+    assert "sees images" in merge(tmp_path, adapter, "--base", str(policy_path(16)), code=1)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["adapter"]
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "file").write_text("mine")

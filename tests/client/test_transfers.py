@@ -98,7 +98,7 @@ def packed(files: dict[str, bytes], manifest: dict[str, bytes] | None = None) ->
     return written.getvalue()
 
 
-def nothing(_done: int, _total: int) -> None:
+def nothing(_done: int, _total: int | None) -> None:
     pass
 
 
@@ -111,6 +111,19 @@ def test_a_download_keeps_the_servers_own_path(serving: Callable[..., Fake], tmp
     assert headers["X-Tinker-Weights-Access-Token"] == "tml-token"
     assert second == "/base/api/v1/checkpoint_archives/c?expires=1&signature=2"
     assert seen[-1] == (len(packed(FILES)),) * 2
+
+
+def test_a_proxy_may_leave_out_how_long_it_is(serving: Callable[..., Fake], tmp_path: Path) -> None:
+    def to_the_end(handler: BaseHTTPRequestHandler) -> None:
+        handler.send_response(200)
+        handler.end_headers()
+        handler.wfile.write(packed(FILES))
+
+    fake, seen = serving(LINK, to_the_end), []
+    download(fake.server, PATH, tmp_path / "a", None, lambda *step: seen.append(step))
+    assert (tmp_path / "a" / "a").read_bytes() == FILES["a"]
+    assert seen[-1] == (len(packed(FILES)), None)
+    assert fake.requests[1][1]["Accept-Encoding"] == "identity"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from sqlalchemy import text
 
 from mint.store import weights_tokens
 
-from .inprocess import Api, Serve, World, play
+from .inprocess import ON_BOTH, Api, Serve, World, play
 from .test_checkpoints import saved, status, url
 
 HEADER = "X-Tinker-Weights-Access-Token"
@@ -90,6 +90,19 @@ def test_a_token_ends(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
             await saved(world.alice, run, 2, "a", overwrite=True)
             assert await opens(world.bob, path, kept["weights_access_token"]) == {False}, "these are other weights"
             assert (await world.alice.send("GET", url(path, "/access_tokens"))).json() == {"access_tokens": []}
+
+    play(scene)
+
+
+@ON_BOTH
+def test_what_is_no_token_of_it(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            path = await saved(world.alice, await world.alice.run(), 1)
+            for token_id, code in ((1, 404), (2**31 - 1, 404), (2**31, 422), (10**20, 422), (0, 422), ("a", 422)):
+                answer = await world.alice.send("DELETE", url(path, f"/access_tokens/{token_id}"))
+                field = "token_id" if code == 404 else "path.token_id"
+                assert (answer.status_code, answer.json()["field"]) == (code, field), answer.text
 
     play(scene)
 

@@ -190,6 +190,7 @@ def test_what_is_refused_leaves_nothing(serve: Serve) -> None:
             await refused(world, 422, "output_checkpoint_type", **both, output_checkpoint_type="training")
             await refused(world, 400, "source_paths[1]", **{**both, "source_paths": [a, "elsewhere"]})
             await refused(world, 404, "source_paths[1]", **{**both, "source_paths": [a, f"{b}-not"]})
+            await refused(world, 400, "coefficients", source_paths=[a, a], coefficients=[1.5e308, 1.5e308])
             nan = f'{{"source_paths": ["{a}"], "coefficients": [NaN]}}'
             response = await world.alice.send("POST", ROUTE, content=nan)
             assert (response.status_code, response.json()["field"]) == (422, "coefficients.0")
@@ -212,6 +213,21 @@ def test_sources_are_of_one_base_model_and_so_is_the_run(serve: Serve) -> None:
             body = {"source_paths": [b], "coefficients": [1], "output_path": f"tinker://{run}/sampler_weights/c"}
             response = await world.alice.post(ROUTE, body)
             assert (response.status_code, response.json()["field"]) == (400, "output_path")
+
+    play(scene)
+
+
+def test_what_is_for_download_only_is_no_source(serve: Serve) -> None:
+    """It may be encrypted."""
+
+    async def scene() -> None:
+        async with serve() as world:
+            run, (a, _) = await two(world.alice)
+            out = await world.alice.result("save_weights_external", {"model_id": run, "seq_id": 3, "path": "c"})
+            body = {"source_paths": [a, out["path"]], "coefficients": [1, 1]}
+            response = await world.alice.post(ROUTE, body)
+            assert (response.status_code, response.json()["field"]) == (400, "source_paths[1]")
+            assert "for download only" in response.text
 
     play(scene)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mint.engine.core import LoadState, RestoreRun, ReverseKL, Sample
+from mint.engine.core import Interpolate, LoadState, RestoreRun, ReverseKL, Sample
 
 from .inprocess import Serve, play
 
@@ -44,7 +44,13 @@ def test_they_name_what_the_run_has_under_that_name(serve: Serve) -> None:
             await world.alice.result("mint/forward_backward_reverse_kl", fields)
             (distilled,) = [each for each in world.worker.executed if isinstance(each, ReverseKL)]
             assert distilled.reference.key == training
-            for name in (both, only):
+            body = {"source_paths": [f"mint://{run}/{both}", f"mint://{run}/{only}"], "coefficients": [1, 1]}
+            await world.alice.result("mint/checkpoints/interpolate", body)
+            (summed,) = [each for each in world.worker.executed if isinstance(each, Interpolate)]
+            assert [source.directory.name for source in summed.sources] == [sampling, other]
+            for name, segment in ((both, "weights"), (only, "sampler_weights")):
+                body = {"source_path": f"mint://{run}/{name}", "destination_project_id": "p"}
+                assert f"/{segment}/{name}" in (await world.alice.ok("copy_weights", body))["tinker_path"]
                 assert await world.alice.ok("weights_info", {"tinker_path": f"mint://{run}/{name}"})
 
     play(scene)

@@ -139,11 +139,35 @@ def test_checkpoints(alice: mint.ServiceClient, command: Command, stranger: Comm
     assert command.run("checkpoints", "list", "--run", run.model_id).stderr == "none\n"
 
 
+def test_what_a_checkpoint_is_for(alice: mint.ServiceClient, command: Command) -> None:
+    run = run_of(alice)
+    state, sampler = run.save_state("a").result(SECONDS), run.save_weights_for_sampler("a").result(SECONDS)
+    external = run.save_weights_external("a").result(SECONDS)
+    for saved, use in ((state, "training and sampling"), (sampler, "sampling"), (external, "download")):
+        shown = dict(line.split(maxsplit=1) for line in command.ok("checkpoints", "show", saved.path).splitlines())
+        assert shown["for"] == use
+    assert external.path in command.ok("checkpoints", "list", "--run", run.model_id)
+
+
+@pytest.mark.parametrize(
+    ("words", "default"),
+    [
+        (("checkpoints", "list"), "$MINT_BASE_URL, $TINKER_BASE_URL,"),
+        (("checkpoints", "download"), "(NAME)"),
+        (("checkpoints", "merge"), "(what it is called)"),
+        (("serve",), "(0.5, or one"),
+    ],
+)
+def test_help_tells_what_is_taken_where_nothing_is_given(words: tuple[str, ...], default: str) -> None:
+    assert default in CliRunner(env={"COLUMNS": "120"}).invoke(app, [*words, "--help"]).stdout
+
+
 def test_what_checkpoints_refuses(alice: mint.ServiceClient, command: Command, stranger: Command) -> None:
     path = run_of(alice).save_state("first").result(SECONDS).path
     for arguments, said in (
         (("publish", "first"), "no checkpoint; it should read"),
-        (("ttl", path, "soon"), "must read like 30m"),
+        (("ttl", path, "soon"), "must read like 90m"),
+        (("upload", "folder", "--ttl", "3600"), "--ttl must read like 90m"),
         (("ttl", path, "1m"), "ttl_seconds"),
         (("show", f"{path}-not"), "does not exist"),
     ):

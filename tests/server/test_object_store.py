@@ -9,11 +9,14 @@ from typing import Any
 
 import pytest
 
-from mint.engine.core import Command, LoadState, RestoreRun, Sample
+from mint.engine.core import Command, Interpolate, LoadState, RestoreRun, Sample
 from mint.server.sweeper import sweep, sweep_orphans
 from mint.store import files
 
 from .inprocess import ON_BOTH, Serve, World, play
+from .test_checkpoints import saved
+from .test_downloads import exported, redirect, unpacked, urls
+from .uploads.made import adapter, tar
 
 PROMPT = {"prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {"max_tokens": 2}}
 
@@ -79,6 +82,46 @@ def test_whatever_reads_a_checkpoint_finds_it_here(serve: Serve, store: str) -> 
             await world.alice.step(run, 5)
             assert [type(command) for command in world.worker.executed if isinstance(command, LoadState)] == [LoadState]
             assert len(folders(world)) == 1
+
+    play(scene)
+
+
+def test_what_leaves_the_server_or_is_made_of_others_is_found_too(serve: Serve, store: str) -> None:
+    async def scene() -> None:
+        async with serve(checkpoint_store=store) as world:
+            run = await world.alice.run()
+            paths = [await saved(world.alice, run, number, f"c{number}") for number in (1, 2)]
+            out = await exported(world.alice, run, 3)
+
+            lose_copies(world)
+            link = (await redirect(world.alice, paths[0])).headers["location"]
+            assert unpacked((await world.bob.http.get(link)).content)["weights"] == b"1"
+            lose_copies(world)
+            links = await urls(world.alice, out)
+            lose_copies(world)
+            assert (await world.bob.http.get(links["weights"])).content == b"1"
+
+            lose_copies(world)
+            body = {"source_path": paths[0], "destination_project_id": "p"}
+            copy = (await world.alice.ok("copy_weights", body))["tinker_path"]
+            here: list[bool] = []
+            execute = world.worker.execute
+
+            def executed(command: Command, *rest: Any) -> Any:
+                sources = command.sources if isinstance(command, Interpolate) else ()
+                here.extend(files.damaged_files(source.directory) == [] for source in sources)
+                return execute(command, *rest)
+
+            world.worker.execute = executed  # type: ignore[method-assign]
+            body = {"source_paths": [copy, paths[1]], "coefficients": [1, 1]}
+            assert "path" in await world.alice.result("mint/checkpoints/interpolate", body)
+            assert here == [True, True]
+            lose_copies(world)
+            taken = {"files": {"file": tar(adapter())}}
+            up = (await world.alice.send("POST", "checkpoints/upload", **taken)).json()["path"]
+            lose_copies(world)
+            loaded = {"session_id": await world.alice.session(), "model_seq_id": 0, "path": up}
+            assert (await world.alice.result("load_weights", loaded))["path"] == up
 
     play(scene)
 

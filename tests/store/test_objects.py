@@ -93,8 +93,11 @@ def test_a_second_commit_keeps_the_first(store: ObjectStore) -> None:
     stage(store, weights=b"another")
     store.commit("c1")
     assert [path.name for path in store.root.iterdir()] == ["c1"]
+    # also where the kill was before the local copy had its name
     files.remove(store.root, "c1")
-    store.fetch("c1")
+    stage(store, weights=b"another")
+    store.commit("c1")
+    assert [path.name for path in store.root.iterdir()] == ["c1"]
     assert (store.root / "c1" / "adapter_model.safetensors").read_bytes() == WEIGHTS
 
 
@@ -150,6 +153,32 @@ def test_the_cache_drops_what_was_used_longest_ago(url: str, tmp_path: Path) -> 
     for name in "abcde":
         store.fetch(name)
     assert len(list(store.root.iterdir())) == 6
+
+
+def test_what_is_asked_for_while_the_cache_is_trimmed_stays(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = ObjectStore(tmp_path / "checkpoints", url, cache_bytes=0)
+    folder = save(store)
+    os.utime(folder, (LONG_AGO, LONG_AGO))
+    is_whole = store._is_whole
+    monkeypatch.setattr(store, "_is_whole", lambda name: store.is_here(name) and is_whole(name))
+    store.trim(())
+    assert store.is_here("c1")
+
+
+def test_what_took_long_to_upload_is_not_trimmed_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = ObjectStore(tmp_path / "checkpoints", f"file://{tmp_path}/objects", cache_bytes=0)
+    staged, put = stage(store), obstore.put
+
+    def slow(*what: Any) -> None:
+        put(*what)
+        os.utime(staged, (LONG_AGO, LONG_AGO))
+
+    monkeypatch.setattr("mint.store.objects.obstore.put", slow)
+    store.commit("c1")
+    store.trim(())
+    assert store.is_here("c1")
 
 
 def test_the_cache_keeps_what_is_nowhere_else(url: str, tmp_path: Path) -> None:

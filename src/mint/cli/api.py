@@ -12,7 +12,7 @@ from mint.client import discovery
 
 BaseUrl: TypeAlias = Annotated[
     str | None,
-    typer.Option(help="Of the server. [default: $MINT_BASE_URL, $TINKER_BASE_URL, or the one on this machine]"),
+    typer.Option(help="Of the server.", show_default="$MINT_BASE_URL, $TINKER_BASE_URL, or the one on this machine"),
 ]
 Limit: TypeAlias = Annotated[int, typer.Option(help="How many.", min=1, max=1000)]
 Offset: TypeAlias = Annotated[int, typer.Option(help="How many of the newest to leave out.", min=0)]

@@ -26,7 +26,11 @@ from mint.cli.tables import (
 
 app = typer.Typer(help="Checkpoints: find, share, keep, merge and delete them.", no_args_is_help=True)
 
-Path = Annotated[str, typer.Argument(help="tinker://RUN/weights/NAME or tinker://RUN/sampler_weights/NAME")]
+FORM = "tinker://RUN/SEGMENT/NAME"
+
+Path = Annotated[str, typer.Argument(help=f"{FORM}, as it is listed.")]
+
+USES = {"training": "training and sampling", "sampler": "sampling", "external": "download"}
 
 SCHEMES = ("tinker://", "mint://")
 
@@ -75,7 +79,7 @@ def show(path: Path, base_url: BaseUrl = None, as_json: Json = False) -> None:
             "base model": checkpoint["base_model"],
             "rank": str(checkpoint["lora_rank"]),
             "adapts": ", ".join(name for name, field in layers.items() if checkpoint[field]),
-            "for": "training and sampling" if checkpoint["checkpoint_type"] == "training" else "sampling",
+            "for": USES[checkpoint["checkpoint_type"]],
             "size": size(checkpoint["size_bytes"]),
             "saved": moment(checkpoint["time"]),
             "expires": moment(checkpoint["expires_at"]) or "never",
@@ -106,9 +110,7 @@ def ttl(
     base_url: BaseUrl = None,
 ) -> None:
     """Say when a checkpoint expires."""
-    seconds = seconds_of(time) if time != "never" else None
-    if time != "never" and seconds is None:
-        stop(f"the time must read like {DURATIONS}, or never")
+    seconds = seconds_of(time, "a time other than never") if time != "never" else None
     Api(base_url).ask("PUT", f"{_url(path)}/ttl", json={"ttl_seconds": seconds})
     out.print(path, "is kept" if seconds is None else f"expires in {time}", markup=False)
 
@@ -137,7 +139,7 @@ def _parts(path: str) -> list[str]:
     scheme = next((scheme for scheme in SCHEMES if path.startswith(scheme)), None)
     parts = path.removeprefix(scheme or "").split("/")
     if scheme is None or len(parts) != 3:
-        stop(f"{path} is no checkpoint; it should read tinker://RUN/weights/NAME or tinker://RUN/sampler_weights/NAME")
+        stop(f"{path} is no checkpoint; it should read {FORM}")
     return parts
 
 

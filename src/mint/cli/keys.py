@@ -2,38 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import UTC, datetime
 from enum import StrEnum
-from pathlib import Path
 from time import time
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mint.cli.database import transaction
 from mint.cli.durations import DURATIONS, seconds_of
-from mint.cli.options import DatabaseUrl
+from mint.cli.options import DatabaseUrl, DataDir
 from mint.cli.tables import Json, errors, out, show_json, show_table, stop
 from mint.config import DEFAULT_DATA_DIR
-from mint.errors import MintError
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection
 
     from mint.store.keys import Key
 
-T = TypeVar("T")
-
 LONGEST_DAYS = 3650
 
 app = typer.Typer(help="Make, list and revoke the keys of a server.", no_args_is_help=True)
 OWNER = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.@+-]{0,127}")
 LIMITS = "max_live_runs", "max_queued_operations", "max_stored_bytes", "requests_per_second"
-
-DataDir = Annotated[Path, typer.Option(help="The server's folder, as for `mint serve`.")]
 
 
 class RoleName(StrEnum):
@@ -85,7 +79,7 @@ def create(  # noqa: PLR0913, PLR0917  # the options of a command
         audit.record(connection, "key_create", key.owner, key_id=key.key_id, role=key.role, note=note, by="mint keys")
         return key
 
-    key = _transaction(data_dir, database_url, write, make=True)
+    key = transaction(data_dir, database_url, write, make=True)
     if as_json:
         show_json({"key": secret, **_public(key)})
         return
@@ -98,7 +92,7 @@ def list_keys(data_dir: DataDir = DEFAULT_DATA_DIR, database_url: DatabaseUrl = 
     """Show the keys that were made, ended ones included."""
     from mint.store import keys  # noqa: PLC0415
 
-    found = _transaction(data_dir, database_url, keys.all_keys)
+    found = transaction(data_dir, database_url, keys.all_keys)
     if as_json:
         show_json([_public(key) for key in found])
         return
@@ -127,7 +121,7 @@ def revoke(
             audit.record(connection, "key_revoke", key.owner, key_id=key_id, by="mint keys")
         return key
 
-    key = _transaction(data_dir, database_url, write)
+    key = transaction(data_dir, database_url, write)
     if key is None:
         stop(f"there is no key {key_id} that has not been revoked; see `mint keys list`")
     if as_json:
@@ -136,31 +130,8 @@ def revoke(
         out.print(f"key {key_id} of {key.owner} is revoked", markup=False)
 
 
-def _transaction(data_dir: Path, database_url: str | None, work: Callable[[Connection], T], *, make: bool = False) -> T:
-    """Do something to the database of a server; one in a folder is made only if that is said."""
-    from sqlalchemy.exc import SQLAlchemyError  # noqa: PLC0415
-
-    from mint.store.database import Database  # noqa: PLC0415
-
-    folder = data_dir.expanduser().resolve()
-    if database_url is None and not make and not (folder / "mint.db").exists():
-        stop(f"{folder} is no server's folder: it has no mint.db; name another with --data-dir")
-    try:
-        if database_url is None:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        database = Database(database_url or f"sqlite:///{folder / 'mint.db'}")
-        try:
-            return asyncio.run(database.transaction(work))
-        finally:
-            database.close()
-    except (OSError, SQLAlchemyError, MintError) as error:
-        stop(str(getattr(error, "orig", None) or error))
-
-
 def _seconds(text: str) -> int:
-    seconds = seconds_of(text)
-    if seconds is None:
-        stop(f"--expires must read like {DURATIONS}")
+    seconds = seconds_of(text, "--expires")
     if seconds > LONGEST_DAYS * 86400:
         stop(f"--expires may be ten years ({LONGEST_DAYS}d) at most")
     return seconds

@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.text import Text
 
 from mint.cli.holding import Held, held
-from mint.cli.options import DatabaseUrl
+from mint.cli.options import CheckpointStoreUrl, DatabaseUrl
 from mint.config import (
     DEFAULT_DATA_DIR,
     DEFAULT_PORT,
@@ -85,7 +85,8 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     kv_cache_gib: Annotated[
         float | None,
         typer.Option(
-            help="Memory for samples, which bounds their length and number. [default: 0.5, or one long sequence]",
+            help="Memory for samples, which bounds their length and number.",
+            show_default="0.5, or one long sequence",
             min=0.001,
             max=1 << 20,
         ),
@@ -111,12 +112,7 @@ def serve(  # noqa: PLR0913, PLR0917  # the options of a command
     durability: Annotated[
         Durability, typer.Option(help="What acknowledged work survives: the death of any process, or a loss of power.")
     ] = ServerConfig.durability,
-    checkpoint_store: Annotated[
-        str | None,
-        typer.Option(
-            envvar="MINT_CHECKPOINT_STORE", help="s3://BUCKET/PREFIX to keep checkpoints in. None is the data folder."
-        ),
-    ] = None,
+    checkpoint_store: CheckpointStoreUrl = None,
     checkpoint_cache_gib: Annotated[
         float, typer.Option(help="Of such checkpoints, what is kept on this disk as well.", min=0.0, max=1 << 20)
     ] = ServerConfig.checkpoint_cache_bytes / (1 << 30),

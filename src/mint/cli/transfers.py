@@ -11,6 +11,7 @@ import typer
 from rich.text import Text
 
 from mint.cli.api import Api, BaseUrl, reason
+from mint.cli.durations import DURATIONS, seconds_of
 from mint.cli.tables import Json, out, show_json, stop
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 def download(
     path: Annotated[str, typer.Argument(help="tinker://RUN/SEGMENT/NAME.")],
-    folder: Annotated[Path | None, typer.Argument(help="To be made. [default: NAME]")] = None,
+    folder: Annotated[Path | None, typer.Argument(help="To be made.", show_default="NAME")] = None,
     base_url: BaseUrl = None,
     token: Annotated[
         str | None, typer.Option(envvar="MINT_WEIGHTS_ACCESS_TOKEN", help="Opens a checkpoint that is another's.")
@@ -44,14 +45,15 @@ def upload(
     name: Annotated[str, typer.Option(help="Of the checkpoint.")] = "uploaded",
     base_model: Annotated[str | None, typer.Option(help="If the adapter's configuration names another.")] = None,
     project: Annotated[str | None, typer.Option(help="Where it belongs.")] = None,
-    ttl: Annotated[int | None, typer.Option(help="Seconds to keep it, from 3600 on. None: for ever.")] = None,
+    ttl: Annotated[str | None, typer.Option(help=f"How long to keep it: {DURATIONS}. None: for ever.")] = None,
     base_url: BaseUrl = None,
     as_json: Json = False,
 ) -> None:
     """Upload a LoRA in peft's format, or a downloaded training checkpoint; prints the path of the new checkpoint."""
     from mint.client import transfers  # noqa: PLC0415
 
-    fields = {"name": name, "base_model": base_model, "project_id": project, "ttl_seconds": ttl}
+    seconds = seconds_of(ttl, "--ttl") if ttl is not None else None
+    fields = {"name": name, "base_model": base_model, "project_id": project, "ttl_seconds": seconds}
     with _bar(f"upload {source.name}", hidden=as_json) as advance:
         answer = transfers.upload(_server(base_url), source, fields, advance)
     if as_json:

@@ -31,8 +31,11 @@ TIMEOUT = httpx.Timeout(60, read=1800)
 """Seconds. After the last byte of an upload, the server checks every number of it."""
 TRIES = 3
 
-Advance: TypeAlias = Callable[[int, int], None]
-"""Called with how many bytes have passed, and of how many."""
+Advance: TypeAlias = Callable[[int, int | None], None]
+"""Called with how many bytes have passed, and of how many, where that is known."""
+
+PLAIN = {"Accept-Encoding": "identity"}
+"""Weights hardly compress, and what is compressed on the way has no length."""
 
 
 class DamagedDownloadError(OSError):
@@ -92,7 +95,7 @@ def download(server: Server, path: str, folder: Path, token: str | None, advance
             answer = http.get(route, headers={"X-Tinker-Weights-Access-Token": token} if token is not None else {})
             server.check(answer, 302)
             # not the link's own beginning: this client knows by itself how it reaches the server
-            with http.stream("GET", API + answer.headers["location"].partition(API)[2]) as content:
+            with http.stream("GET", API + answer.headers["location"].partition(API)[2], headers=PLAIN) as content:
                 server.check(content, 200)
                 _unpack(content, partial, advance)
         partial.rename(folder)
@@ -104,7 +107,7 @@ def _archive_route(path: str) -> str:
     scheme, _, place = path.partition("://")
     parts = [quote(part, safe="") for part in place.split("/")]
     if scheme not in SCHEMES or len(parts) != 3 or not all(parts):
-        raise ValueError(f"{path!r} is no checkpoint; a path reads tinker://<run>/<weights|sampler_weights>/<name>")
+        raise ValueError(f"{path!r} is no checkpoint; a path reads tinker://RUN/SEGMENT/NAME")
     return f"{API}/training_runs/{parts[0]}/checkpoints/{parts[1]}/{parts[2]}/archive"
 
 
@@ -147,7 +150,8 @@ class _Reader:
         self._pieces = content.iter_bytes(PIECE)
         self._rest = bytearray()
         self._done = 0
-        self._total = int(content.headers["content-length"])
+        length = content.headers.get("content-length")
+        self._total = int(length) if length is not None else None
         self._advance = advance
 
     def read(self, size: int) -> bytes:

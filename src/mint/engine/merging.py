@@ -15,7 +15,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mint.engine.adapters import SCALE_VARIANTS
 from mint.engine.formats import CONFIG_FILE, WEIGHTS_FILE
@@ -65,9 +65,11 @@ def load_base(location: str) -> PreTrainedModel:
     """A base model in the type that it is stored in.
 
     Raises:
-        ModelLoadError: it does not load.
+        ModelLoadError: it does not load, or sees images: its processor would have to go with it.
     """
     try:
+        if getattr(AutoConfig.from_pretrained(location), "vision_config", None) is not None:
+            raise ModelLoadError(f"{location} sees images; models for text alone are merged")
         model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(location, dtype="auto")
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelLoadError(f"{location} does not load: {error}") from error

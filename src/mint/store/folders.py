@@ -36,8 +36,11 @@ class CheckpointStore(Protocol):
     def commit(self, name: str) -> None:
         """Keep a staged folder, whole, under its final name, for good; if there is one of that name, that one stays.
 
+        It is here then.
+
         Raises:
             OSError: the disk or the store refuses; the folder stays staged.
+            DamagedError: the one that was there is not what was saved.
         """
         ...
 

@@ -75,11 +75,13 @@ class ObjectStore:
         staged = self.root / f"{name}{STAGED}"
         if self._is_whole(name):  # the last process was killed between this and the commit of the row
             files.remove(self.root, staged.name)
+            self.fetch(name)
             return
         entries = files.write_manifest(staged)
         with self._asking():
             for file in (*entries, MANIFEST):
                 obstore.put(self._objects, f"{name}/{file}", staged / file)
+        os.utime(staged)  # the upload may have taken long, and whoever has saved it may read it now
         staged.rename(self.root / name)
 
     def check(self, name: str, path: str, field: str) -> None:
@@ -102,7 +104,7 @@ class ObjectStore:
 
     def fetch(self, name: str) -> None:
         """See `CheckpointStore`."""
-        with self._fetching[hash(name) % FETCHES]:
+        with self._lock_of(name):
             if self.is_here(name):
                 return
             partial = f"{name}{FETCHING}"
@@ -114,6 +116,10 @@ class ObjectStore:
             except BaseException:
                 files.remove(self.root, partial)
                 raise
+
+    def _lock_of(self, name: str) -> threading.Lock:
+        """Who has it puts the folder here, or takes it away."""
+        return self._fetching[hash(name) % FETCHES]
 
     def trim(self, kept: Collection[str]) -> None:
         """See `CheckpointStore`. What the store does not have, having been saved before there was one, stays."""
@@ -129,12 +135,18 @@ class ObjectStore:
         for used_at, name, size in folders:
             if excess <= 0:
                 break
-            if name in kept or used_at > time() - RECENTLY_SECONDS or not self._is_whole(name):
-                continue
+            if name not in kept and not _is_recent(used_at) and self._is_whole(name) and self._drop(name):
+                excess -= size
+
+    def _drop(self, name: str) -> bool:
+        """Delete a local copy, unless it was asked for meanwhile: the store may take long to answer."""
+        with self._lock_of(name):
+            if _is_recent((self.root / name).stat().st_mtime):
+                return False
             # gone at once under its name, so that nobody comes upon a half of it
             (self.root / name).rename(self.root / f"{name}{STAGED}")
-            files.remove(self.root, f"{name}{STAGED}")
-            excess -= size
+        files.remove(self.root, f"{name}{STAGED}")
+        return True
 
     def remove(self, name: str) -> None:
         """See `CheckpointStore`. The manifest goes first: what is left of a folder then is not whole."""
@@ -205,6 +217,10 @@ class ObjectStore:
         except BaseError as error:
             reason = str(error).partition("\n")[0]
             raise OSError(errno.EIO, f"{self._url}: {reason}") from error
+
+
+def _is_recent(used_at: float) -> bool:
+    return used_at > time() - RECENTLY_SECONDS
 
 
 def checkpoint_store(root: Path, url: str | None, cache_bytes: int) -> CheckpointStore:

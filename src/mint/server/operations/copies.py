@@ -43,8 +43,8 @@ def copy_weights(
     field = "model_seq_id" if request.model_seq_id is not None else "X-Idempotency-Key"
     if (answer := known_answer(connection, asked, run_id, field)) is not None:
         return answer
-    path = str(CheckpointPath.parse(request.source_path, "source_path"))
-    source = access.checkpoint(connection, path, caller.owner, "source_path", token)
+    path = CheckpointPath.parse(access.canonical(connection, request.source_path, "weights"), "source_path")
+    source = access.checkpoint(connection, str(path), caller.owner, "source_path", token)
     limits.check_stored_bytes(connection, caller)
     return _copy(connection, asked, request.ttl_seconds, source, run_id, session)
 

@@ -1,14 +1,14 @@
-"""Runs that only hold a checkpoint, which none of them has saved: a copy, or an upload.
+"""Runs that only hold a checkpoint, which none of them has saved: a copy, an upload, or a sum of others.
 
-The checkpoint is there when the request is answered, and the request is journaled as the run's first operation, so that
-a retry finds its answer. Where the client names no session, one is made for the retry's key, and is finished from the
-start.
+Where the client names no session, one is made, and is finished from the start. The checkpoint of a copy or an upload is
+there when the request is answered; the request is journaled as the run's first operation, so that a retry finds its
+answer.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from secrets import token_hex
 from time import time
 from typing import Any
@@ -36,19 +36,24 @@ class Request:
 
 def put_session(connection: Connection, request: Request, owner: str, project_id: str | None, detail: str) -> Session:
     """A session for the run, or the one that the first try has made."""
+    session = finished_session(f"session-{token_hex(8)}", owner, project_id, detail)
+    key = f"{request.kind}:{request.key}" if request.key is not None else None
+    return repository.put_session(connection, replace(session, idempotency_key=key))
+
+
+def finished_session(session_id: str, owner: str, project_id: str | None, detail: str) -> Session:
+    """One that nothing is done in, and that no client keeps alive."""
     now = time()
-    session = Session(
-        session_id=f"session-{token_hex(8)}",
+    return Session(
+        session_id=session_id,
         owner=owner,
         created_at=now,
         last_heartbeat=now,
-        idempotency_key=f"{request.kind}:{request.key}" if request.key is not None else None,
         project_id=project_id,
         finished_at=now,
         finish_reason="success",
         finish_detail=detail,
     )
-    return repository.put_session(connection, session)
 
 
 def known_answer(connection: Connection, request: Request, run_id: str, field: str) -> dict[str, Any] | None:
@@ -78,18 +83,22 @@ def hold(
     rollout_correction: dict[str, Any] | None = None,
 ) -> None:
     """Add the checkpoint's run, the checkpoint, and the operation that made them."""
-    run = Run(
+    run = replace(holding_run(checkpoint, session.session_id), rollout_correction=rollout_correction)
+    repository.insert(connection, run)
+    checkpoints.put(connection, checkpoint)
+    facts = {"model": run.base_model, "request": request.content}
+    journal.insert(connection, answered(request.kind, (run.run_id, 0), run.owner, answer, facts))
+
+
+def holding_run(checkpoint: Checkpoint, session_id: str) -> Run:
+    """The run of a checkpoint that none has saved."""
+    return Run(
         run_id=checkpoint.run_id,
-        session_id=session.session_id,
+        session_id=session_id,
         owner=checkpoint.owner,
         base_model=checkpoint.base_model,
         **{name: getattr(checkpoint, name) for name in SHAPE_FIELDS},
         lora_seed=None,
         created_at=checkpoint.created_at,
-        rollout_correction=rollout_correction,
         copied=True,
     )
-    repository.insert(connection, run)
-    checkpoints.put(connection, checkpoint)
-    facts = {"model": run.base_model, "request": request.content}
-    journal.insert(connection, answered(request.kind, (run.run_id, 0), run.owner, answer, facts))

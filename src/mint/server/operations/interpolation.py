@@ -6,10 +6,10 @@ a run of its own that nothing else is done with, as a copy is. A source that is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from secrets import token_hex
-from time import time
 from typing import Any
 
 from sqlalchemy import Connection
@@ -19,12 +19,13 @@ from mint.engine.core import Interpolate, Result, WeightedRevision
 from mint.errors import BadRequestError
 from mint.server import access
 from mint.server.catalog import Catalog
+from mint.server.operations.holders import finished_session, holding_run
 from mint.server.operations.kind import Completion, Kind, parse_json
 from mint.server.operations.training import run_id_of
 from mint.server.operations.weights import SHAPE_FIELDS, checkpoint_row, put, staging_folder
 from mint.server.resources import DEFAULT_PROJECT
 from mint.store import checkpoints, repository
-from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run, Session
+from mint.store.schema import Checkpoint, CheckpointKind, Operation, Run
 from mint.wire.paths import CheckpointPath, Segment
 from mint.wire.rest import InterpolateRequest
 
@@ -100,8 +101,11 @@ class Interpolation(Kind[InterpolateRequest]):
         checkpoint = replace(checkpoint_row(operation, request, facts["path"], result), run_id=facts["run_id"])
 
         def effect(connection: Connection) -> None:
-            if facts["session_id"] is not None:
-                _make_holder(connection, operation)
+            if (session_id := facts["session_id"]) is not None:
+                detail = "holds interpolated weights"
+                session = finished_session(session_id, operation.owner, DEFAULT_PROJECT, detail)
+                repository.insert(connection, session)
+                repository.insert(connection, holding_run(checkpoint, session_id))
             put(checkpoint, overwrite=False)(connection)
 
         answer = {
@@ -120,7 +124,8 @@ def _sources(connection: Connection, request: InterpolateRequest, owner: str) ->
     found: list[Checkpoint] = []
     for index, text in enumerate(request.source_paths):
         field = f"source_paths[{index}]"
-        source = access.checkpoint(connection, str(CheckpointPath.parse(text, field)), owner, field)
+        path = CheckpointPath.parse(access.canonical(connection, text, SEGMENT), field)
+        source = access.weights(connection, str(path), owner, field)
         if found and source.base_model != found[0].base_model:
             raise BadRequestError(
                 f"was trained on {source.base_model!r}, {found[0].path} on {found[0].base_model!r}", field=field
@@ -130,11 +135,17 @@ def _sources(connection: Connection, request: InterpolateRequest, owner: str) ->
 
 
 def _weighted(sources: Sequence[Checkpoint], coefficients: Sequence[float]) -> dict[str, float]:
-    """The coefficient of each folder: what is given several times, or copied, counts once with the sum."""
+    """The coefficient of each folder: what is given several times, or copied, counts once with the sum.
+
+    Raises:
+        BadRequestError: a sum is not finite, or all of them are 0.
+    """
     weighted: dict[str, float] = {}
     for source, coefficient in zip(sources, coefficients, strict=True):
         weighted[source.directory] = weighted.get(source.directory, 0.0) + coefficient
     weighted = {directory: coefficient for directory, coefficient in weighted.items() if coefficient}
+    if not all(map(math.isfinite, weighted.values())):
+        raise BadRequestError("add up to more than a float has, for one checkpoint", field="coefficients")
     if not weighted:
         raise BadRequestError("add up to 0 for every checkpoint, which is the base model", field="coefficients")
     return weighted
@@ -154,30 +165,3 @@ def _place(connection: Connection, request: InterpolateRequest, owner: str, base
     if checkpoints.live(connection, str(path)) is not None:
         raise BadRequestError(f"{path} exists; give another name", field="output_path")
     return {"path": str(path), "run_id": run.run_id, "session_id": None}
-
-
-def _make_holder(connection: Connection, operation: Operation) -> None:
-    """The run of the result, in a session that is finished from the start."""
-    facts, now = operation.facts, time()
-    session = Session(
-        session_id=facts["session_id"],
-        owner=operation.owner,
-        created_at=now,
-        last_heartbeat=now,
-        project_id=DEFAULT_PROJECT,
-        finished_at=now,
-        finish_reason="success",
-        finish_detail="holds interpolated weights",
-    )
-    run = Run(
-        run_id=facts["run_id"],
-        session_id=session.session_id,
-        owner=operation.owner,
-        base_model=facts["model"],
-        **{name: facts[name] for name in SHAPE_FIELDS},
-        lora_seed=None,
-        created_at=now,
-        copied=True,
-    )
-    repository.insert(connection, session)
-    repository.insert(connection, run)

@@ -13,11 +13,12 @@ from mint.server.operations.distillation import ReverseKLPass
 from mint.server.operations.external import SaveExternal
 from mint.server.operations.interpolation import Interpolation
 from mint.server.operations.kind import Kind
+from mint.server.operations.loading import LoadWeights
 from mint.server.operations.sampling import AsyncSample
 from mint.server.operations.save_and_create import SaveAndCreate
 from mint.server.operations.train_step import TrainStepKind
 from mint.server.operations.training import CreateModel, ForwardPass, OptimizerStep, Pass
-from mint.server.operations.weights import LoadWeights, SaveForSampler, SaveWeights
+from mint.server.operations.weights import SaveForSampler, SaveWeights
 from mint.store.schema import Operation
 
 KINDS: dict[str, Kind[Any]] = {

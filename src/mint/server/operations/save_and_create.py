@@ -19,10 +19,10 @@ from mint.server import access
 from mint.server.catalog import Catalog
 from mint.server.operations.kind import Completion, Kind, parse_json
 from mint.server.operations.weights import (
-    SHAPE_FIELDS,
     checkpoint_row,
     put,
     refuse_taken,
+    run_facts,
     sampler_id_of,
     staging_folder,
 )
@@ -55,8 +55,7 @@ class SaveAndCreate(Kind[SaveAndCreateRequest]):
         run = access.run(connection, request.model_id, owner)
         if request.name is not None:
             refuse_taken(connection, _path(request, request.name))
-        shape = {name: getattr(run, name) for name in SHAPE_FIELDS}
-        return {"model": run.base_model, **shape, "session_id": run.session_id}
+        return {**run_facts(run), "session_id": run.session_id}
 
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SaveAndCreateRequest) -> ExportRevision:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from time import time
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Path
 from sqlalchemy import Connection
 
 from mint.errors import NotFoundError
@@ -18,6 +18,8 @@ from mint.store.weights_tokens import WeightsToken
 from mint.wire.rest import TtlRequest
 
 router = APIRouter(tags=["checkpoints"])
+
+TokenId: TypeAlias = Annotated[int, Path(ge=1, lt=1 << 31)]
 
 
 @router.post(f"{ONE}/access_tokens")
@@ -48,7 +50,7 @@ async def list_access_tokens(
 
 @router.delete(f"{ONE}/access_tokens/{{token_id}}", status_code=204)
 async def revoke_access_token(  # the three parts of a path
-    run_id: str, segment: str, name: str, token_id: int, services: Ready, owner: Owner
+    run_id: str, segment: str, name: str, token_id: TokenId, services: Ready, owner: Owner
 ) -> None:
     """End a token. What was made with it before goes on."""
 

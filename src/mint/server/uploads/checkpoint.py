@@ -74,9 +74,10 @@ async def upload(services: Services, http: HttpRequest, caller: Key, key: str | 
         RateLimitError: the caller has too many uploads under way.
     """
     services.check_accepting()
+    await services.database.transaction(lambda c: limits.check_stored_bytes(c, caller))
+    # nothing is awaited between this and counting one more
     if services.uploads[caller.owner] >= MAX_AT_ONCE:
         raise RateLimitError(f"{MAX_AT_ONCE} uploads of yours are under way; send this one when one has ended")
-    await services.database.transaction(lambda c: limits.check_stored_bytes(c, caller))
     store, directory = services.catalog.store, f"upload-{token_hex(12)}"
     try:
         with services.uploads.one(caller.owner):
