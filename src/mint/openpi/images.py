@@ -41,7 +41,9 @@ class ImageError(ValueError):
 
 
 def decode_image(data: bytes, image_format: str, max_pixels: int = MAX_PIXELS) -> Rgb:
-    """The image, uint8 (height, width, 3). Transparency is dropped; of several frames the first is taken.
+    """The image, uint8 (height, width, 3), as it is stored: no EXIF orientation is applied.
+
+    Transparency is dropped; of several frames the first is taken, of 16 bits the upper 8.
 
     Raises:
         ImageError: the format is neither "png" nor "jpeg", the bytes are no such file, are cut off, or hold more
@@ -53,10 +55,16 @@ def decode_image(data: bytes, image_format: str, max_pixels: int = MAX_PIXELS) -
         with Image.open(BytesIO(data), formats=[image_format]) as image:
             width, height = image.size
             if width * height <= max_pixels:
-                return np.asarray(image.convert("RGB"))
+                return _rgb(image)
     except DAMAGED as error:
         raise ImageError(f"is no {image_format}: {_reason(error)}") from None
     raise ImageError(f"has {width} × {height} pixels; at most {max_pixels} are decoded")
+
+
+def _rgb(image: Image.Image) -> Rgb:
+    if image.mode.startswith("I"):  # gray of 16 bits, of which Pillow would cut off all that is above 255
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def _reason(error: Exception) -> str:

@@ -15,7 +15,7 @@ from mint.engine.loss_specs import check_token_ids
 from mint.errors import BadRequestError, GoneError
 from mint.server import access
 from mint.server.catalog import Catalog
-from mint.server.operations.datums import image_reader, read_input
+from mint.server.operations.datums import read_input
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.store.schema import Operation
 from mint.wire import requests
@@ -77,7 +77,7 @@ class AsyncSample(Kind[SampleRequest]):
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SampleRequest) -> Sample:
         model = catalog.writer(operation.facts["model"])
-        prompt, images = read_input(_prompt(request), model, image_reader(model))
+        prompt, images = read_input(_prompt(request), model, catalog.image_reader(model, operation.owner))
         if images:
             _refuse_query(request)
         check_token_ids(prompt, model, "prompt")
