@@ -83,6 +83,12 @@ def test_what_is_no_such_image_is_refused(data: bytes, image_format: str, said: 
         decode_image(data, image_format)
 
 
+def test_a_refusal_is_short() -> None:
+    with pytest.raises(ImageError) as refusal:
+        decode_image(b"", "g" * 10**6)
+    assert len(str(refusal.value)) < 100
+
+
 def test_a_bomb_is_refused_by_its_header() -> None:
     """40 kB that would be 37 MB of pixels, and a header that claims more than there is memory."""
     rows = zlib.compress(bytes((1 + 3 * 3500) * 3500))

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from sqlalchemy import func, select
 
 from mint.engine.core import VisionInfo
 from mint.errors import BadRequestError, RateLimitError
@@ -20,6 +21,7 @@ from mint.openpi.images import encode_image
 from mint.server import images
 from mint.server.images import ImageReader, PixelMemory, may_have_images
 from mint.server.operations.training import Pass
+from mint.store.schema import operations
 from mint.wire.chunks import ImageChunk
 
 from . import inprocess
@@ -142,6 +144,24 @@ def test_who_holds_much_is_told_to_come_again(serve: Serve, seeing: list[str], m
                     break
                 await asyncio.sleep(0.02)
             assert response.status_code == 200, response.text
+
+    play(scene)
+
+
+def test_bodies_are_kept_only_for_what_may_be_replayed(serve: Serve) -> None:
+    """An observation has half a megabyte, and a robot sends one every second."""
+
+    async def scene() -> None:
+        async with serve() as world:
+            run, sampler = await world.alice.run(), await world.alice.sampler()
+            await world.alice.result("train_step", request(run, 1))
+            params = {"max_tokens": 2}
+            body = {"prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": params, "sampling_session_id": sampler}
+            answer = await world.alice.ok("asample", body)
+            assert (await world.alice.post("retrieve_future", answer)).status_code == 200
+            query = select(operations.c.kind, func.length(operations.c.payload) > 0)
+            kept = await world.services.database.transaction(lambda c: dict(map(tuple, c.execute(query))))
+            assert kept == {"create_model": True, "train_step": True, "sample": False}
 
     play(scene)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from io import BytesIO
+from reprlib import repr as shown
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -50,7 +51,7 @@ def decode_image(data: bytes, image_format: str, max_pixels: int = MAX_PIXELS) -
             pixels than `max_pixels`.
     """
     if image_format not in FORMATS:
-        raise ImageError(f"has the format {image_format!r}; it can be {' or '.join(FORMATS)}")
+        raise ImageError(f"has the format {shown(image_format)}; it can be {' or '.join(FORMATS)}")
     try:
         with Image.open(BytesIO(data), formats=[image_format]) as image:
             width, height = image.size

@@ -101,7 +101,7 @@ class ActBatch(Kind[ActRequest]):
     def plan(self, catalog: Catalog, operation: Operation, request: ActRequest) -> SampleBatch:
         model = catalog.actor(operation.facts["model"])
         reader = catalog.image_reader(model, operation.owner)
-        revision = revision_of(catalog, operation.facts["directory"])
+        revision = revision_of(catalog, operation.facts["directory"], "action_session_id")
         seed = request.seed
         if seed is None:
             seed = _hashed(operation.request_id.encode())

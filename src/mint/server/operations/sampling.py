@@ -102,8 +102,8 @@ class AsyncSample(Kind[SampleRequest]):
         return Completion(encode_sample(sequences, _prompt_part(request, sampled)), PROTOBUF)
 
 
-def revision_of(catalog: Catalog, directory: str | None) -> Revision | None:
-    """The revision in a checkpoint folder; None is the base model.
+def revision_of(catalog: Catalog, directory: str | None, field: str = "sampling_session_id") -> Revision | None:
+    """The revision in a checkpoint folder; None is the base model. `field` is what the request names it by.
 
     Raises:
         GoneError: the folder is not there any more.
@@ -113,7 +113,7 @@ def revision_of(catalog: Catalog, directory: str | None) -> Revision | None:
     if catalog.store.is_gone(directory):
         raise GoneError(
             "its weights are gone: those without a name are kept while the client of their session is heard of",
-            field="sampling_session_id",
+            field=field,
         )
     return Revision(directory, catalog.checkpoint_dir / directory)
 
