@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: help install quickstart test lint types format test-slow sdk-matrix test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-gpu bench-reliability simulation soak tiny-vla programs docs clean
+.PHONY: help install quickstart test lint types format test-slow sdk-matrix test-gpu tiny model-card proto bench bench-training bench-sampling bench-mismatch bench-checkpoints bench-policies bench-gpu bench-reliability simulation soak tiny-vla programs docs clean
 
 help: ## This list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-17s %s\n", $$1, $$2}'
@@ -86,6 +86,9 @@ bench-checkpoints: $(STAMP) ## Lists, look-ups and expiry with 100,000 checkpoin
 
 bench-sampling: $(STAMP) ## Sampling speed, against the machine and plain generation (about 6 minutes)
 	$(BIN)/python -m benchmarks.sampling
+
+bench-policies: $(STAMP) ## Training speed of robot policies, and what kept images save (about 3 minutes)
+	$(BIN)/python -m benchmarks.policies
 
 bench-mismatch: $(STAMP) ## How far sampled log-probabilities are from a training pass's
 	$(BIN)/python -m benchmarks.mismatch

@@ -25,6 +25,7 @@ from mint.engine.core import (
     Int64Array,
     LoraShape,
     LossInput,
+    ModelInfo,
     OptimStep,
     Passed,
     Progress,
@@ -49,9 +50,13 @@ def enter_worker_environment() -> None:
 
 
 class InProcess:
-    """An engine with its runs; commands go in together and their results come back together."""
+    """An engine with its runs; commands go in together and their results come back together.
 
-    def __init__(self, engine: Engine) -> None:
+    `info` is what a worker says of a model that was loaded from its folder.
+    """
+
+    def __init__(self, engine: Engine, info: ModelInfo | None = None) -> None:
+        self.info = info
         self._engine = engine
         self._numbers = count(1)
 
@@ -63,8 +68,8 @@ class InProcess:
         from mint.engine.worker import build_engine
 
         torch.set_num_threads(threads)  # an engine keeps to what it finds when it is made
-        engine, _ = build_engine(ModelSource(folder.name, str(folder)), config or EngineConfig(), print)
-        return cls(engine)
+        engine, info = build_engine(ModelSource(folder.name, str(folder)), config or EngineConfig(), print)
+        return cls(engine, info)
 
     def execute(self, *commands: Command) -> list[Result]:
         """Submit all, then step until all are answered.

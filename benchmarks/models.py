@@ -1,8 +1,8 @@
-"""Random Qwen3 models for benchmarks: made on the spot, without a network, the same every time.
+"""Random models for benchmarks, Qwen3 and PaliGemma: made on the spot, without a network, the same every time.
 
     python -m benchmarks.models [FOLDER]
 
-Makes both and prints the folders as `mint serve --model` takes them. What such a model says is noise; what it costs is
+Makes them and prints the folders as `mint serve --model` takes them. What such a model says is noise; what it costs is
 what a trained one of its shape costs.
 """
 
@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from random import Random
+from shutil import copy, copytree
 from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 SEED = 0
-SMALL, TINY = "small-qwen3", "tiny-qwen3"
+SMALL, TINY, POLICY = "small-qwen3", "tiny-qwen3", "small-paligemma"
 SHAPES: Mapping[str, Mapping[str, Any]] = {
     SMALL: {
         "vocab_size": 32000,
@@ -43,6 +44,35 @@ SHAPES: Mapping[str, Mapping[str, Any]] = {
         "head_dim": 32,
         "max_position_embeddings": 4096,
     },
+    POLICY: {
+        "projection_dim": 512,
+        "image_token_index": 4095,
+        "bos_token_id": 2,
+        "eos_token_id": 1,
+        "text_config": {
+            "model_type": "gemma",
+            "vocab_size": 4096,
+            "hidden_size": 512,
+            "intermediate_size": 2048,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 1,
+            "head_dim": 64,
+            "max_position_embeddings": 1024,
+        },
+        # to the language model as in PaliGemma 3B: a fifth of its weights, 256 tokens for an image
+        "vision_config": {
+            "model_type": "siglip_vision_model",
+            "hidden_size": 256,
+            "intermediate_size": 1024,
+            "num_hidden_layers": 5,
+            "num_attention_heads": 4,
+            "image_size": 224,
+            "patch_size": 14,
+            "projection_dim": 512,
+            "vision_use_head": False,
+        },
+    },
 }
 END_OF_TEXT = "<|endoftext|>"
 
@@ -58,7 +88,7 @@ def model_folder(name: str, root: Path | None = None) -> Path:
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
         with TemporaryDirectory(dir=root) as staged:
             made = Path(staged) / "model"
-            _make(made, shape)
+            (_make_policy if name == POLICY else _make)(made, shape)
             made.rename(folder)  # whole or not at all, also when this program is stopped half-way
     return folder
 
@@ -76,6 +106,23 @@ def _make(folder: Path, shape: Mapping[str, Any]) -> None:
         model = Qwen3ForCausalLM(Qwen3Config(**shape, eos_token_id=end, bos_token_id=end))
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+
+
+def _make_policy(folder: Path, shape: Mapping[str, Any]) -> None:
+    """With the built-in policy's tokenizers, whose ids are among the first of any vocabulary, and its codec."""
+    import torch
+    from transformers import PaliGemmaConfig, PaliGemmaForConditionalGeneration
+    from transformers.utils import logging
+
+    from mint.tiny_vla import model_path
+
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(SEED)
+        model = PaliGemmaForConditionalGeneration(PaliGemmaConfig(**shape))
+    model.save_pretrained(folder)
+    copy(model_path() / "tokenizer.json", folder)
+    copytree(model_path() / "fast", folder / "fast")
 
 
 def _tokenizer(vocab_size: int) -> Any:

@@ -14,11 +14,11 @@ from typing import Any, TypeAlias
 
 from benchmarks.comparison import Comparison, compare, show
 from benchmarks.in_process import InProcess, enter_worker_environment
-from benchmarks.models import SHAPES, SMALL, TINY, model_folder
+from benchmarks.models import POLICY, SHAPES, SMALL, TINY, model_folder
 
 
 class Bench:
-    """The two models in engines of this process, loaded when they are first asked for.
+    """The models in engines of this process, made and loaded when they are first asked for.
 
     `threads` is what the tensor library starts with. Small batches lower it, for the whole process.
     """
@@ -27,8 +27,15 @@ class Bench:
         import torch
 
         self.threads = torch.get_num_threads()
-        self.small_folder = model_folder(SMALL, models)
-        self.tiny_folder = model_folder(TINY, models)
+        self._models = models
+
+    @cached_property
+    def small_folder(self) -> Path:
+        return model_folder(SMALL, self._models)
+
+    @cached_property
+    def policy_folder(self) -> Path:
+        return model_folder(POLICY, self._models)
 
     @cached_property
     def small(self) -> InProcess:
@@ -36,7 +43,11 @@ class Bench:
 
     @cached_property
     def tiny(self) -> InProcess:
-        return InProcess.load(self.tiny_folder, self.threads)
+        return InProcess.load(model_folder(TINY, self._models), self.threads)
+
+    @cached_property
+    def policy(self) -> InProcess:
+        return InProcess.load(self.policy_folder, self.threads)
 
 
 Cases: TypeAlias = Mapping[str, Callable[[Bench], Iterator[Comparison]]]

@@ -48,6 +48,22 @@ def test_all_kinds_of_pixels_become_rgb(mode: str) -> None:
     assert decoded.dtype == np.uint8
 
 
+def test_of_sixteen_bits_the_upper_eight_are_taken() -> None:
+    deep = np.array([[0, 255, 256, 65535]], np.uint16)
+    decoded = decode_image(file_of(Image.fromarray(deep), "png"), "png")
+    assert decoded.tolist() == [[[0] * 3, [0] * 3, [1] * 3, [255] * 3]]
+
+
+def test_an_image_is_taken_as_it_is_stored() -> None:
+    """No orientation is applied, and of several frames the first is taken."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    buffer = io.BytesIO()
+    frames = [Image.fromarray(PICTURE), Image.fromarray(255 - PICTURE)]
+    frames[0].save(buffer, "png", save_all=True, append_images=frames[1:], exif=exif)
+    np.testing.assert_array_equal(decode_image(buffer.getvalue(), "png"), PICTURE)
+
+
 @pytest.mark.parametrize(
     ("data", "image_format", "said"),
     [
@@ -65,6 +81,12 @@ def test_all_kinds_of_pixels_become_rgb(mode: str) -> None:
 def test_what_is_no_such_image_is_refused(data: bytes, image_format: str, said: str) -> None:
     with pytest.raises(ImageError, match=said):
         decode_image(data, image_format)
+
+
+def test_a_refusal_is_short() -> None:
+    with pytest.raises(ImageError) as refusal:
+        decode_image(b"", "g" * 10**6)
+    assert len(str(refusal.value)) < 100
 
 
 def test_a_bomb_is_refused_by_its_header() -> None:

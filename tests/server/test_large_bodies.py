@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from mint.engine.core import TrainStep
-from mint.server.operations import submit
+from mint.server.operations import planning
 from mint.server.operations.train_step import TrainStepKind
 from mint.wire.documents import read_object
 
@@ -21,7 +21,7 @@ from .inprocess import Serve, World, play
 from .test_restarts import killed, kinds
 from .test_train_step import content, datum, request
 
-PADDING = "x" * (submit.LARGE_BODY + 1)
+PADDING = "x" * (planning.LARGE_BODY + 1)
 
 
 def large(run: str, seq_id: int, **fields: Any) -> dict[str, Any]:

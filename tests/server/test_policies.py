@@ -40,6 +40,11 @@ DEMO_DATUM = {
 }
 
 
+def loaded(server: LiveServer) -> dict[str, bool]:
+    """Live runs, and whether each is in memory."""
+    return {model["model_id"]: model["loaded"] for model in ok(server.get("models"))["models"]}
+
+
 def test_the_published_demo(policies: LiveServer) -> None:
     """In its order; then the saved policy acts, and acts the same after its run is deleted."""
     session_id = session(policies)
@@ -60,14 +65,14 @@ def test_the_published_demo(policies: LiveServer) -> None:
     assert len(answer["loss_fn_outputs"][0]["logprobs"]["data"]) == 2
     assert answer["metrics"]["loss:mean"] == pytest.approx(-np.mean(answer["loss_fn_outputs"][0]["logprobs"]["data"]))
     saved = result(policies, "save_weights_for_sampler", {"model_id": run_id, "path": "demo", "seq_id": 2})
-    assert run_id in [model["model_id"] for model in ok(policies.get("models"))["models"]]
+    assert loaded(policies)[run_id]
     assert not ok(policies.get("models", BOB))["models"]
     policy = acting(policies, model_path=saved["path"])
     see = {"model_input": DEMO_DATUM["model_input"], "state": [0.0] * 7}
     before = result(policies, f"mint/action_sessions/{policy}/act", {"observation": see})
     deleted = httpx.delete(f"{policies.url}/api/v1/models/{run_id}", headers={"X-API-Key": ALICE})
     assert deleted.status_code == 200, deleted.text
-    assert run_id not in [model["model_id"] for model in ok(policies.get("models"))["models"]]
+    assert not loaded(policies)[run_id]
     after = result(policies, f"mint/action_sessions/{policy}/act", {"observation": see})
     assert before["tokens"] == after["tokens"]
     assert before["actions"] == after["actions"]

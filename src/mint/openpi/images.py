@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 import zlib
 from io import BytesIO
+from reprlib import repr as shown
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -41,22 +42,30 @@ class ImageError(ValueError):
 
 
 def decode_image(data: bytes, image_format: str, max_pixels: int = MAX_PIXELS) -> Rgb:
-    """The image, uint8 (height, width, 3). Transparency is dropped; of several frames the first is taken.
+    """The image, uint8 (height, width, 3), as it is stored: no EXIF orientation is applied.
+
+    Transparency is dropped; of several frames the first is taken, of 16 bits the upper 8.
 
     Raises:
         ImageError: the format is neither "png" nor "jpeg", the bytes are no such file, are cut off, or hold more
             pixels than `max_pixels`.
     """
     if image_format not in FORMATS:
-        raise ImageError(f"has the format {image_format!r}; it can be {' or '.join(FORMATS)}")
+        raise ImageError(f"has the format {shown(image_format)}; it can be {' or '.join(FORMATS)}")
     try:
         with Image.open(BytesIO(data), formats=[image_format]) as image:
             width, height = image.size
             if width * height <= max_pixels:
-                return np.asarray(image.convert("RGB"))
+                return _rgb(image)
     except DAMAGED as error:
         raise ImageError(f"is no {image_format}: {_reason(error)}") from None
     raise ImageError(f"has {width} × {height} pixels; at most {max_pixels} are decoded")
+
+
+def _rgb(image: Image.Image) -> Rgb:
+    if image.mode.startswith("I"):  # gray of 16 bits, of which Pillow would cut off all that is above 255
+        return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
 
 
 def _reason(error: Exception) -> str:

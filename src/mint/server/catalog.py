@@ -11,6 +11,7 @@ from mint.engine.core import ModelInfo
 from mint.errors import BadRequestError
 from mint.openpi.fast import DecodedActions, FastCodec, read_tokenizer
 from mint.openpi.prompts import PolicyTokens
+from mint.server.images import ImageReader, PixelMemory
 from mint.server.losses import Losses
 from mint.store.folders import CheckpointStore
 
@@ -22,6 +23,7 @@ class Catalog:
         self.checkpoint_dir: Path = config.checkpoint_dir
         self.store = store
         self.losses = Losses()
+        self.pixels = PixelMemory()
         self._served = [source.name for source in config.models]
         self._fleet = fleet
         self._policy_tokens: dict[str, PolicyTokens] = {}
@@ -43,6 +45,10 @@ class Catalog:
                 f"{name!r} is not served here; served are {', '.join(self._served)}", field="base_model"
             )
         return info
+
+    def image_reader(self, model: ModelInfo, owner: str) -> ImageReader | None:
+        """For the images of one request of this owner; None for a model that sees nothing."""
+        return ImageReader(model.vision, self.pixels, owner) if model.vision is not None else None
 
     def writer(self, name: str) -> ModelInfo:
         """A served base model that writes text.

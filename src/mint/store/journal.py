@@ -22,6 +22,7 @@ _FINISH = (
     .where(operations.c.request_id == bindparam("request_id_"))
     .values({name: bindparam(name) for name in ("status", "result_type", "result", "finished_at")})
 )
+_FINISH_FOR_GOOD = _FINISH.values(payload=b"")
 
 
 def known(connection: Connection, stream: str, seq_id: int) -> Operation | None:
@@ -42,10 +43,18 @@ def insert(connection: Connection, operation: Operation) -> None:
     connection.execute(_INSERT, asdict(operation))
 
 
-def finish(connection: Connection, request_id: str, status: Status, result_type: str, result: bytes) -> None:
-    """Write a result."""
+def finish(  # an outcome
+    connection: Connection,
+    request_id: str,
+    status: Status,
+    result_type: str,
+    result: bytes,
+    *,
+    keep_payload: bool = True,
+) -> None:
+    """Write a result; the request's body may be forgotten with it."""
     values = {"status": status, "result_type": result_type, "result": result, "finished_at": time()}
-    connection.execute(_FINISH, {"request_id_": request_id, **values})
+    connection.execute(_FINISH if keep_payload else _FINISH_FOR_GOOD, {"request_id_": request_id, **values})
 
 
 def find(connection: Connection, request_id: str) -> Operation | None:

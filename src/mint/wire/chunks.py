@@ -135,4 +135,4 @@ def _image_from_json(chunk: dict[str, Any], where: str) -> ImageChunk:
 
 
 def _not_served(kind: str, where: str) -> BadRequestError:
-    return BadRequestError(f"is {kind}; served are encoded_text and image", field=where)
+    return BadRequestError(f"is {kind[:64]}; served are encoded_text and image", field=where)

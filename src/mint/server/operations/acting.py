@@ -25,7 +25,7 @@ from mint.engine.loss_specs import check_token_ids
 from mint.errors import BadRequestError
 from mint.server import access
 from mint.server.catalog import Catalog
-from mint.server.operations.datums import image_reader, read_input
+from mint.server.operations.datums import read_input
 from mint.server.operations.kind import Completion, Kind, expect, parse_object
 from mint.server.operations.sampling import revision_of
 from mint.server.operations.train_step import TrainStepKind, TrainStepRequest
@@ -74,6 +74,7 @@ class ActBatch(Kind[ActRequest]):
     name = "act_batch"
     ordered = False
     replayed = False
+    lines_up = True
     reads_images = True
 
     @override
@@ -99,8 +100,8 @@ class ActBatch(Kind[ActRequest]):
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: ActRequest) -> SampleBatch:
         model = catalog.actor(operation.facts["model"])
-        reader = image_reader(model)
-        revision = revision_of(catalog, operation.facts["directory"])
+        reader = catalog.image_reader(model, operation.owner)
+        revision = revision_of(catalog, operation.facts["directory"], "action_session_id")
         seed = request.seed
         if seed is None:
             seed = _hashed(operation.request_id.encode())

@@ -12,13 +12,12 @@ from mint.wire.chunks import ImageChunk, ModelInput
 from mint.wire.passes import PassDatum
 
 
-def read_data(data: Iterable[PassDatum], model: ModelInfo) -> Iterator[Datum]:
+def read_data(data: Iterable[PassDatum], model: ModelInfo, reader: ImageReader | None) -> Iterator[Datum]:
     """Decode datum after datum.
 
     Raises:
         BadRequestError: one has what the model does not take; names the datum.
     """
-    reader = image_reader(model)
     for index, datum in enumerate(data):
         try:
             tokens, images = read_input(datum.model_input, model, reader)
@@ -26,11 +25,6 @@ def read_data(data: Iterable[PassDatum], model: ModelInfo) -> Iterator[Datum]:
             error.datum = index
             raise
         yield Datum(tokens, datum.loss_inputs, images)
-
-
-def image_reader(model: ModelInfo) -> ImageReader | None:
-    """For the images of one request; None for a model that sees nothing."""
-    return ImageReader(model.vision) if model.vision is not None else None
 
 
 def read_input(

@@ -17,6 +17,7 @@ from mint.engine.core import Planned, Result
 from mint.errors import SERVER_FAULT, MintError
 from mint.server.accounting import accounted, measured
 from mint.server.operations.kind import Completion, Kind
+from mint.server.operations.kinds import KINDS
 from mint.server.services import Services
 from mint.store import files, journal
 from mint.store.dialects import UNAVAILABLE
@@ -98,7 +99,14 @@ async def _write(services: Services, operation: Operation, status: Status, compl
         if tries > 1 and _is_written(connection, operation):
             return
         completion.effect(connection)
-        journal.finish(connection, operation.request_id, status, completion.media_type, completion.body)
+        journal.finish(
+            connection,
+            operation.request_id,
+            status,
+            completion.media_type,
+            completion.body,
+            keep_payload=status == Status.DONE and KINDS[operation.kind].replayed,
+        )
 
     pause = FIRST_PAUSE
     while True:

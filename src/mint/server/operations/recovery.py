@@ -21,7 +21,8 @@ from mint.errors import MintError
 from mint.server.catalog import Catalog
 from mint.server.operations.finishing import fail
 from mint.server.operations.kinds import KINDS, recalled
-from mint.server.operations.submit import LARGE_BODY, aside, dispatch
+from mint.server.operations.planning import PLANNING, aside, pool_for
+from mint.server.operations.submit import dispatch
 from mint.server.services import Services
 from mint.store import journal, repository
 from mint.store.database import Database
@@ -63,7 +64,7 @@ async def _take_up(services: Services, operation: Operation) -> None:
     kind, catalog = KINDS[operation.kind], services.catalog
     try:
         found = await services.database.transaction(lambda c: recalled(c, catalog, operation))
-        request, command = await aside(len(operation.payload) > LARGE_BODY, _again, catalog, found)
+        request, command = await aside(pool_for(kind, catalog, operation.payload), _again, catalog, found)
     except MintError as error:
         await fail(services, operation, error)
         services.dispatcher.skip(operation.stream, operation.seq_id)
@@ -116,7 +117,7 @@ class ServerJournal:
     async def _command(self, operation: Operation) -> Planned:
         if operation.directory is not None and not self._catalog.store.is_here(operation.directory):
             await asyncio.to_thread(self._catalog.store.fetch, operation.directory)
-        _, command = await aside(True, _again, self._catalog, operation)
+        _, command = await aside(PLANNING, _again, self._catalog, operation)
         return command
 
     def _read(self, connection: Connection, run_id: str) -> tuple[RunSnapshot | None, list[Operation]]:

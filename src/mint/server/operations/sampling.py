@@ -15,7 +15,7 @@ from mint.engine.loss_specs import check_token_ids
 from mint.errors import BadRequestError, GoneError
 from mint.server import access
 from mint.server.catalog import Catalog
-from mint.server.operations.datums import image_reader, read_input
+from mint.server.operations.datums import read_input
 from mint.server.operations.kind import Completion, Kind, expect, parse_json
 from mint.store.schema import Operation
 from mint.wire import requests
@@ -77,7 +77,7 @@ class AsyncSample(Kind[SampleRequest]):
     @override
     def plan(self, catalog: Catalog, operation: Operation, request: SampleRequest) -> Sample:
         model = catalog.writer(operation.facts["model"])
-        prompt, images = read_input(_prompt(request), model, image_reader(model))
+        prompt, images = read_input(_prompt(request), model, catalog.image_reader(model, operation.owner))
         if images:
             _refuse_query(request)
         check_token_ids(prompt, model, "prompt")
@@ -102,8 +102,8 @@ class AsyncSample(Kind[SampleRequest]):
         return Completion(encode_sample(sequences, _prompt_part(request, sampled)), PROTOBUF)
 
 
-def revision_of(catalog: Catalog, directory: str | None) -> Revision | None:
-    """The revision in a checkpoint folder; None is the base model.
+def revision_of(catalog: Catalog, directory: str | None, field: str = "sampling_session_id") -> Revision | None:
+    """The revision in a checkpoint folder; None is the base model. `field` is what the request names it by.
 
     Raises:
         GoneError: the folder is not there any more.
@@ -113,7 +113,7 @@ def revision_of(catalog: Catalog, directory: str | None) -> Revision | None:
     if catalog.store.is_gone(directory):
         raise GoneError(
             "its weights are gone: those without a name are kept while the client of their session is heard of",
-            field="sampling_session_id",
+            field=field,
         )
     return Revision(directory, catalog.checkpoint_dir / directory)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from secrets import token_hex
 from time import time
-from typing import Any, Generic, ParamSpec, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
@@ -25,6 +25,7 @@ from mint.server import limits
 from mint.server.operations import finishing
 from mint.server.operations.kind import Kind
 from mint.server.operations.kinds import recalled
+from mint.server.operations.planning import DECODING, aside, pool_for
 from mint.server.services import Services
 from mint.store import audit, journal, places, repository
 from mint.store.keys import Key
@@ -35,17 +36,6 @@ from mint.wire.passes import JSON
 logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
-T = TypeVar("T")
-P = ParamSpec("P")
-
-LARGE_BODY = 1 << 20
-"""Bytes; reading and checking that much JSON takes some ten milliseconds, in which nobody else is answered."""
-
-IMAGE_BODY = 1 << 10
-"""Where a body may have images, this is large: so few bytes can be many pixels."""
-
-PLANNING = ThreadPoolExecutor(max_workers=1, thread_name_prefix="planning")
-"""Reads and plans large bodies, and what is replayed; one at a time, since a parsed body is many times its size."""
 
 
 async def submit(
@@ -63,28 +53,21 @@ async def submit(
         MintError: the request is refused; its sequence number counts as spent, unless it may be sent again.
     """
     services.check_accepting()
-    large = len(body) > (IMAGE_BODY if kind.reads_images and services.catalog.sees else LARGE_BODY)
+    pool = pool_for(kind, services.catalog, body)
     number: tuple[str, int | None] | None = None
     try:
-        request = await aside(large, kind.parse, body, content_type)
+        request = await aside(pool, kind.parse, body, content_type)
         stream, seq_id = number = kind.stream(request)
         kept = kind.journaled(request, body)
         arrived = _pending(kind.name, (stream, seq_id or 0), caller.owner, kept, content_type)
-        way_in = _WayIn(services, kind, request, arrived, caller, seq_id, retry_key)
-        return await _accept(way_in, large=large)
+        way_in = _WayIn(services, kind, request, arrived, caller, seq_id, retry_key, pool)
+        return await _accept(way_in)
     except MintError as error:
         if kind.ordered and error.category == "user":
-            number = number or await aside(large, numbering, body)
+            number = number or await aside(pool, numbering, body)
             if number is not None and number[1] is not None:
                 await _spend(services, _refused(kind.name, (number[0], number[1]), caller.owner, error))
         raise
-
-
-async def aside(large: bool, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-    """What takes long is done in a thread, so that the event loop and the database go on for everyone else."""
-    if not large:
-        return function(*args, **kwargs)
-    return await asyncio.get_running_loop().run_in_executor(PLANNING, partial(function, *args, **kwargs))
 
 
 def _pending(kind: str, number: tuple[str, int], owner: str, body: bytes, content_type: str) -> Operation:
@@ -105,7 +88,12 @@ def _pending(kind: str, number: tuple[str, int], owner: str, body: bytes, conten
 
 @dataclass(frozen=True)
 class _WayIn(Generic[R]):
-    """A request on its way in, with what its transactions look up; `number` None takes the next place of its run."""
+    """A request on its way in, with what its transactions look up.
+
+    Attributes:
+        number: None takes the next place of its run.
+        pool: what plans it; see `pool_for`.
+    """
 
     services: Services
     kind: Kind[R]
@@ -114,6 +102,7 @@ class _WayIn(Generic[R]):
     caller: Key
     number: int | None
     retry_key: str | None
+    pool: Executor | None
 
     def look_up(self, connection: Connection, *, has_room: bool) -> Operation:
         """The operation with its place and facts, or the one that has its number already."""
@@ -128,6 +117,17 @@ class _WayIn(Generic[R]):
         catalog.model(facts["model"])
         limits.check(connection, self.caller, self._asked(arrived))
         return replace(arrived, facts=facts, directory=facts.get("directory") or facts.get("reference"))
+
+    async def plan_aside(self, operation: Operation) -> Planned:
+        """The command of an operation that has been looked up; its images are decoded if there is memory for them."""
+        counted = self.pool is DECODING and not self._asked(operation).awaited
+
+        def plan() -> Planned:
+            if counted:  # here, where one is planned after the other
+                self.services.catalog.pixels.check(operation.owner)
+            return self.kind.plan(self.services.catalog, operation, self.request)
+
+        return await aside(self.pool, plan)
 
     def write(self, connection: Connection, operation: Operation) -> None:
         """The rows of an operation that is accepted."""
@@ -167,7 +167,7 @@ def _place(services: Services, connection: Connection, stream: str, number: int)
     return places.place_of(connection, stream, number) if stream in services.displaced else number
 
 
-async def _accept(way_in: _WayIn[R], *, large: bool) -> Operation:
+async def _accept(way_in: _WayIn[R]) -> Operation:
     """Journal and dispatch; what is large is planned between looking up and writing, the rest in one transaction."""
     services, kind, request, arrived = way_in.services, way_in.kind, way_in.request, way_in.arrived
     catalog = services.catalog
@@ -186,10 +186,10 @@ async def _accept(way_in: _WayIn[R], *, large: bool) -> Operation:
 
     command: Planned | None = None
     with services.samples.arriving(arrived.owner) if kind.lines_up else nullcontext(True) as has_room:
-        if large:
+        if way_in.pool is not None:
             found = await services.database.transaction(to_plan)
             if found.request_id == arrived.request_id:
-                command = await aside(large, kind.plan, catalog, found, request)
+                command = await way_in.plan_aside(found)
         operation, command = await services.database.transaction(partial(write, command=command))
         bind(request_id=operation.request_id, run_id=operation.stream)
         if command is None:

@@ -166,7 +166,7 @@ class Pass(Kind[PassRequest]):
         correction = operation.facts.get("rollout_correction")
         command = ForwardBackward(
             request.model_id,
-            tuple(read_data(request.data, model)),
+            tuple(read_data(request.data, model, catalog.image_reader(model, operation.owner))),
             request.loss_fn,
             {name: float(value) for name, value in config.items()},
             request.forward_only,

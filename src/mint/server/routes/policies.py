@@ -15,7 +15,8 @@ from mint.server import access
 from mint.server.body import read_body
 from mint.server.dependencies import Caller, Owner, Ready
 from mint.server.operations.kinds import KINDS
-from mint.server.operations.submit import LARGE_BODY, aside, submit
+from mint.server.operations.planning import LARGE_BODY, PLANNING, aside
+from mint.server.operations.submit import submit
 from mint.server.routes.operations import described
 from mint.server.services import Services
 from mint.store import repository
@@ -44,9 +45,8 @@ async def vla_train_step(http: Request, services: Ready, caller: Caller) -> dict
 
 async def _completed(body: bytes, **fields: Any) -> bytes:
     """A JSON object with these fields in it."""
-    return await aside(
-        len(body) > LARGE_BODY, lambda content: json.dumps({**read_object(content), **fields}).encode(), body
-    )
+    pool = PLANNING if len(body) > LARGE_BODY else None
+    return await aside(pool, lambda content: json.dumps({**read_object(content), **fields}).encode(), body)
 
 
 @router.post("/action_sessions")
