@@ -17,7 +17,7 @@ from secrets import token_hex
 
 from mint.dispatch.fleet import Fleet
 from mint.dispatch.rate import Rate
-from mint.dispatch.streams import CLOSE_SECONDS, MAX_DEATHS, SUSPECT_DEATHS, Ticket, given_up
+from mint.dispatch.tickets import CLOSE_SECONDS, MAX_DEATHS, SUSPECT_DEATHS, Ticket, given_up
 from mint.engine.core import OnProgress, Progress, Result, Sample, WorkerDiedError
 from mint.errors import SERVER_FAULT, BusyError, MintError, UnavailableError
 

@@ -74,6 +74,7 @@ class ActBatch(Kind[ActRequest]):
     name = "act_batch"
     ordered = False
     replayed = False
+    lines_up = True
     reads_images = True
 
     @override

@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 
 from mint.dispatch.sample_batches import add_batch
 from mint.dispatch.sample_queue import SampleTicket
-from mint.dispatch.streams import Ticket
+from mint.dispatch.tickets import Ticket
 from mint.engine.core import Interpolate, Planned, Result, Sample, SampleBatch
 from mint.errors import SERVER_FAULT, BadRequestError, BusyError, MintError, PermissionDeniedError
 from mint.observability.logs import begin, bind
@@ -262,10 +262,13 @@ def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R
     services.results.expect(operation)
     if all(map(services.catalog.store.is_here, folders)):
         send()
-    else:
-        fetching = asyncio.create_task(_fetch(services, operation, folders, send, finish))
-        services.fetches.add(fetching)
-        fetching.add_done_callback(services.fetches.discard)
+        return
+    if kind.ordered:
+        services.dispatcher.expect(operation.stream, operation.seq_id, operation.facts["model"])
+    services.fetching[operation.request_id] = operation
+    fetching = asyncio.create_task(_fetch(services, operation, folders, send, finish))
+    services.fetches.add(fetching)
+    fetching.add_done_callback(services.fetches.discard)
 
 
 async def _fetch(
@@ -275,13 +278,21 @@ async def _fetch(
     send: Callable[[], None],
     finish: Callable[[Result | MintError], Awaitable[None]],
 ) -> None:
-    """Send an operation once the checkpoints that it reads are here; those of its run that come after it wait too."""
+    """Send an operation once the checkpoints that it reads are here, unless it was given up meanwhile.
+
+    Those of its run that come after it wait too.
+    """
+    failure: Exception | None = None
     try:
         for folder in folders:
             await services.fetch(folder)
     except Exception as error:
         logger.exception("operation %s cannot read its checkpoint", operation.request_id)
-        await finish(error if isinstance(error, MintError) else MintError(SERVER_FAULT))
-        services.dispatcher.skip(operation.stream, operation.seq_id)
-    else:
+        failure = error
+    if services.fetching.pop(operation.request_id, None) is None:
+        return
+    if failure is None:
         send()
+    else:
+        await finish(failure if isinstance(failure, MintError) else MintError(SERVER_FAULT))
+        services.dispatcher.skip(operation.stream, operation.seq_id)
