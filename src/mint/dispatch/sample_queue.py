@@ -206,8 +206,8 @@ class SampleQueue:
             await asyncio.wait(self._finishing, timeout=CLOSE_SECONDS)  # a database may refuse to take them
 
     def _tickets(self) -> Iterator[SampleTicket]:
-        yield from self._waiting.values()
-        yield from (ticket for ticket, _ in self._out.values())
+        yield from list(self._waiting.values())  # the sweeper asks from the database's thread
+        yield from [ticket for ticket, _ in list(self._out.values())]
 
     def _withdraw(self, request_id: str) -> SampleTicket | None:
         if (ticket := self._waiting.pop(request_id, None)) is not None:
