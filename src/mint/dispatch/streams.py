@@ -183,9 +183,7 @@ class RunStream:
 
     def _give_up_gap(self) -> None:
         self._gap_timer = None
-        if not self._waiting or self._next is None:
-            return
-        if self._next not in self._coming:
+        if self._next is not None and self._waiting and self._next not in self._coming:
             logger.warning("run %s goes on without operation %d, which never arrived", self._run_id, self._next)
             self._next = min((*self._waiting, *self._coming))
         self._release()
