@@ -64,6 +64,7 @@ async def _forget_session(services: Services, session_id: str) -> None:
     ):
         pass
     await services.database.transaction(partial(expiry.forget_session, session_id=session_id))
+    services.displaced.difference_update(run_ids)
 
 
 async def _drop_snapshots_of_finished(services: Services) -> None:
