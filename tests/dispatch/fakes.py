@@ -12,7 +12,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from mint.dispatch.streams import History, Ticket
+from mint.dispatch.streams import History
+from mint.dispatch.tickets import Ticket
 from mint.engine.core import (
     AdamParams,
     Command,

@@ -177,3 +177,20 @@ def test_a_rollout_of_the_sdk_is_one_poll_at_a_time(serve: Serve, monkeypatch: p
             await asyncio.to_thread(service.close("success").result, SECONDS)
 
     play(scene)
+
+
+def test_a_clock_that_was_set_back_before_a_restart_hides_nothing(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            sampler = await world.alice.sampler()
+            first = await sample(world.alice, sampler, 0)
+            later = await until(world.alice, sampler, {first}) + 30_000_000
+        async with serve() as world:
+            second = await sample(world.alice, sampler, 1)
+            await world.alice.retrieve(second)
+            later = await until(world.alice, sampler, {first, second}, later)
+            third = await sample(world.alice, sampler, 2)
+            later = await until(world.alice, sampler, {third}, later)
+            assert await poll(world.alice, sampler, later, timeout=0) == ([], later)
+
+    play(scene)

@@ -159,6 +159,20 @@ def test_sources_that_are_deleted_meanwhile_are_still_read(serve: Serve) -> None
     play(scene)
 
 
+def test_it_cannot_be_cancelled(serve: Serve) -> None:
+    async def scene() -> None:
+        async with serve() as world:
+            _, paths = await two(world.alice)
+            world.worker.paused = True
+            accepted = await world.alice.ok(ROUTE, {"source_paths": paths, "coefficients": [1, 1]})
+            refused = await world.alice.post("cancel_future", {"request_id": accepted["request_id"]})
+            assert (refused.status_code, refused.json()["field"]) == (400, "request_id")
+            world.worker.resume()
+            assert "path" in await world.alice.retrieve(accepted["request_id"])
+
+    play(scene)
+
+
 def test_it_is_carried_out_after_a_restart(serve: Serve) -> None:
     async def scene() -> None:
         async with serve() as world:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mint.config import EngineConfig
 from mint.engine.core import Sample
+from mint.server.operations.kinds import KINDS
 from mint.store import journal
 
 from .inprocess import Serve, World, play
@@ -128,3 +129,7 @@ def test_training_does_not_stand_in_line(serve: Serve) -> None:
             assert "metrics" in await world.alice.step(run, 1)
 
     play(scene)
+
+
+def test_whatever_is_sampled_stands_in_line() -> None:
+    assert {name for name, kind in KINDS.items() if kind.lines_up} == {"sample", "act", "act_batch"}

@@ -109,6 +109,15 @@ def test_a_database_that_is_gone_for_a_while_is_a_pause(serve: Serve, cluster: C
     play(scene)
 
 
+@pytest.fixture
+def no_sweeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It commits too, and the word that is lost is to be another's."""
+
+    async def nothing(_services: object) -> None: ...
+
+    monkeypatch.setattr("mint.server.app.keep_sweeping", nothing)
+
+
 def lose_the_word(world: World, monkeypatch: pytest.MonkeyPatch, after: int = 0) -> None:
     """Cut the connection between a commit and the word of it, once, after so many commits that go well."""
     dialect = world.services.database._engine.dialect
@@ -124,6 +133,7 @@ def lose_the_word(world: World, monkeypatch: pytest.MonkeyPatch, after: int = 0)
     monkeypatch.setattr(dialect, "do_commit", do_commit)
 
 
+@pytest.mark.usefixtures("no_sweeper")
 @ON_POSTGRESQL
 @pytest.mark.parametrize("comes_again", [True, False])
 def test_what_was_journaled_without_a_word_is_carried_out_once(
@@ -145,6 +155,7 @@ def test_what_was_journaled_without_a_word_is_carried_out_once(
     play(scene)
 
 
+@pytest.mark.usefixtures("no_sweeper")
 @ON_POSTGRESQL
 def test_a_result_that_was_written_without_a_word_is_written_once(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
@@ -165,6 +176,7 @@ def test_a_result_that_was_written_without_a_word_is_written_once(
     play(scene)
 
 
+@pytest.mark.usefixtures("no_sweeper")
 @ON_POSTGRESQL
 def test_a_refusal_that_was_written_without_a_word_spends_its_number(
     serve: Serve, monkeypatch: pytest.MonkeyPatch

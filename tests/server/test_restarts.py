@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
-from typing import Any
 
 import pytest
 from sqlalchemy import select
-from sqlalchemy.exc import IntegrityError, OperationalError
 
 from mint.engine.core import CreateRun, ForwardBackward, OptimStep, RestoreRun, Sample, SaveState, Snapshot
 from mint.errors import NotFoundError
@@ -19,7 +15,7 @@ from mint.store import files, repository
 from mint.store.schema import RunSnapshot, operations
 from tests.dispatch.fakes import FakeWorker
 
-from .inprocess import MODEL, ON_BOTH, Serve, World, datum, play
+from .inprocess import ON_BOTH, Serve, World, datum, play
 
 
 def killed(folder: Path) -> Path:
@@ -79,30 +75,6 @@ def test_a_sample_without_a_seed_is_the_same_after_a_restart(serve: Serve, tmp_p
             await world.alice.retrieve(future["request_id"])
             seeds.add(world.worker.executed[0].params.seed)
         assert len(seeds) == 1
-
-    play(scene)
-
-
-def test_what_can_no_longer_be_done_fails_and_is_passed_over(serve: Serve, tmp_path: Path) -> None:
-    async def scene() -> None:
-        async with serve() as world:
-            run = await world.alice.run()
-            await world.alice.result("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
-            world.worker.paused = True
-            path = f"tinker://{run}/weights/a"
-            first = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 2})
-            loads = [
-                await world.alice.ok("load_weights", {"model_id": run, "seq_id": number, "path": path})
-                for number in (3, 4, 5)
-            ]
-            last = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 6})
-            folder = killed(tmp_path / "data")
-        shutil.rmtree(folder / "checkpoints")
-        async with serve(folder) as world:
-            for future in (first, last):
-                assert "metrics" in await world.alice.retrieve(future["request_id"])
-            for future in loads:
-                assert "are gone" in (await world.alice.retrieve(future["request_id"]))["error"]
 
     play(scene)
 
@@ -268,117 +240,6 @@ def test_a_kill_between_files_and_journal_is_mended(
                 assert left == {future["request_id"], "req-of-a-save-that-failed.staged"}
                 await asyncio.sleep(0.01)
             await world.alice.sampler(model_path=path)
-
-    play(scene)
-
-
-def test_a_model_that_is_served_no_more_is_named(serve: Serve) -> None:
-    from mint.config import ModelSource
-
-    async def scene() -> None:
-        async with serve() as world:
-            run, sampler = await world.alice.run(), await world.alice.sampler()
-        async with serve(models=(ModelSource("another", "/"),)) as world:
-            body = {"prompt": {"chunks": [{"tokens": [1]}]}, "sampling_params": {"max_tokens": 1}}
-            for path, request in (
-                ("optim_step", {"model_id": run, "seq_id": 1}),
-                ("save_weights", {"model_id": run, "seq_id": 2, "path": "a"}),
-                ("get_info", {"model_id": run}),
-                ("asample", {**body, "sampling_session_id": sampler}),
-            ):
-                response = await world.alice.post(path, request)
-                assert (response.status_code, response.json()["field"]) == (400, "base_model"), path
-                assert "another" in response.json()["detail"]
-        async with serve() as world:
-            await world.alice.step(run, 3)
-
-    play(scene)
-
-
-def test_what_is_pending_for_a_model_waits_until_that_is_served_again(serve: Serve, tmp_path: Path) -> None:
-    from mint.config import ModelSource
-
-    async def scene() -> None:
-        async with serve() as world:
-            run = await world.alice.run()
-            world.worker.paused = True
-            future = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 1})
-            folder = killed(tmp_path / "data")
-        async with serve(folder, models=(ModelSource("another", "/"),), long_poll_seconds=0.1) as world:
-            started = perf_counter()
-            response = await world.alice.post("retrieve_future", {"request_id": future["request_id"]})
-            assert perf_counter() - started > 0.09
-            assert (response.status_code, response.json()["queue_state"]) == (408, "paused_capacity")
-            assert MODEL in response.json()["queue_state_reason"]
-        async with serve(folder) as world:
-            assert await world.alice.retrieve(future["request_id"]) == {"metrics": {"step": 1.0}}
-
-    play(scene)
-
-
-@ON_BOTH
-def test_a_database_that_refuses_for_a_while_loses_nothing(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scene() -> None:
-        async with serve() as world:
-            run = await world.alice.run()
-            world.worker.paused = True
-            future = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 1})
-            poll = asyncio.create_task(world.alice.retrieve(future["request_id"]))
-            await asyncio.sleep(0.05)
-            refusals = iter(range(2))
-            original = world.services.database.transaction
-
-            async def transaction(work: Callable[[Any], Any]) -> Any:
-                for _ in refusals:
-                    raise OperationalError("UPDATE", {}, Exception("database or disk is full"))
-                return await original(work)
-
-            monkeypatch.setattr(world.services.database, "transaction", transaction)
-            world.worker.resume()
-            assert await poll == {"metrics": {"step": 1.0}}
-            assert next(refusals, None) is None
-            assert await world.alice.step(run, 2) == {"metrics": {"step": 2.0}}
-
-    play(scene)
-
-
-def test_a_database_that_refuses_for_good_does_not_keep_the_server_from_stopping(
-    serve: Serve, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mint.dispatch.dispatcher.CLOSE_SECONDS", 0.2)
-
-    async def scene() -> None:
-        async with serve() as world:
-            run = await world.alice.run()
-            world.worker.paused = True
-            future = await world.alice.ok("optim_step", {"model_id": run, "seq_id": 1})
-
-            async def refuse(_work: object) -> None:
-                raise OperationalError("UPDATE", {}, Exception("database or disk is full"))
-
-            monkeypatch.setattr(world.services.database, "transaction", refuse)
-            world.worker.resume()
-            await asyncio.sleep(0.05)
-        async with serve() as world:
-            assert await world.alice.retrieve(future["request_id"]) == {"metrics": {"step": 1.0}}
-
-    play(scene)
-
-
-@ON_BOTH
-def test_rows_that_do_not_fit_fail_the_operation(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scene() -> None:
-        async with serve() as world:
-            run = await world.alice.run()
-
-            def twice(*_: object, **__: object) -> None:
-                raise IntegrityError("INSERT", {}, Exception("UNIQUE constraint failed"))
-
-            with monkeypatch.context() as patch:
-                patch.setattr("mint.store.checkpoints.put", twice)
-                failed = await world.alice.result("save_weights", {"model_id": run, "seq_id": 1, "path": "a"})
-            assert failed["category"] == "server"
-            await world.alice.step(run, 2)
 
     play(scene)
 

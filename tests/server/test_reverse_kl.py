@@ -279,7 +279,7 @@ def test_whose_run_it_is(serve: Serve) -> None:
                 headers = {"Content-Type": "application/json"}
                 response = await world.alice.send("POST", PATH, content=body, headers=headers)
                 assert (response.status_code, response.json()["field"]) == (400, "body")
-            await world.alice.step(run, 1)
+            await world.alice.step(run, 2)  # 1 was used up, as text
             assert world.worker.times(ReverseKL, ForwardBackward) == 0
 
     play(scene)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
+from dataclasses import replace
 from pathlib import Path
 from time import time
 
@@ -10,7 +13,10 @@ import numpy as np
 import pytest
 
 from mint.engine.core import Revision, Sample, SamplingParams
+from mint.server import sweeper
+from mint.server.operations.answered import answered
 from mint.server.sweeper import sweep, sweep_orphans
+from mint.store.schema import Operation
 
 from .inprocess import MODEL, ON_BOTH, Serve, play
 from .test_checkpoints import SAMPLE, folders, listed, passing, saved, status, url
@@ -165,5 +171,63 @@ def test_sessions_that_ended_leave_no_revisions(serve: Serve) -> None:
             await world.alice.post(f"sessions/{session}/finish")
             await sweep(world.services)
             assert folders(world) == set()
+
+    play(scene)
+
+
+def test_what_is_read_now_can_be_asked_from_another_thread(serve: Serve) -> None:
+    """The sweeper asks in a transaction, on the database's thread, while work comes and goes."""
+    interval = sys.getswitchinterval()
+
+    async def scene() -> None:
+        async with serve() as world:
+            results, over = world.services.results, threading.Event()
+            failures: list[Exception] = []
+
+            def ask() -> None:
+                try:
+                    while not over.is_set():
+                        results.folders()
+                except RuntimeError as error:
+                    failures.append(error)
+
+            asking = threading.Thread(target=ask)
+            reads = [a_read(number) for number in range(1000)]
+            sys.setswitchinterval(1e-6)
+            asking.start()
+            for _ in range(10):
+                for work in (results.expect, results.put):
+                    for operation in reads:
+                        work(operation)
+            over.set()
+            asking.join()
+            assert failures == []
+
+    try:
+        play(scene)
+    finally:
+        sys.setswitchinterval(interval)
+
+
+def a_read(number: int) -> Operation:
+    """A finished operation that has read a folder."""
+    done = answered("sample", ("stream", number), "owner", {})
+    return replace(done, directory=f"folder-{number}")
+
+
+def test_a_round_that_fails_is_not_the_last(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweeper, "SWEEP_SECONDS", 0.01)
+    rounds: list[str] = []
+
+    async def sweep_once(_services: object) -> None:
+        rounds.append("begun")
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(sweeper, "sweep", sweep_once)
+
+    async def scene() -> None:
+        async with serve():
+            while len(rounds) < 3:
+                await asyncio.sleep(0.01)
 
     play(scene)

@@ -155,7 +155,7 @@ class Client:
             self._session.sent += 1
             try:
                 kind = KINDS[step.kind]
-                first = await self.ask(name, lambda s: submit(s, kind, body, content_type, self._key))
+                first = await self.ask(name, lambda s: submit(s, kind, body, content_type, self._key, name))
             except MintError as error:
                 step.refusal = error
                 return

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, RootTransaction
 from mint.dispatch.snapshots import Snapshots
 from mint.dispatch.streams import History, RunStream
 from mint.server.operations.recovery import ServerJournal
-from mint.store import journal
+from mint.store import journal, places
 from tests.simulation.world import SimulatedDatabase
 
 T = TypeVar("T")
@@ -128,6 +128,10 @@ def recovery_beside_results_that_are_being_written() -> AbstractContextManager[o
     return patch.object(RunStream, "_written", nothing)
 
 
+def numbers_taken_for_places() -> AbstractContextManager[object]:
+    return patch.object(places, "place_of", lambda _connection, _stream, number: number)
+
+
 RULES: dict[str, Callable[[], AbstractContextManager[object]]] = {
     rule.__name__.replace("_", "-"): rule
     for rule in (
@@ -138,6 +142,7 @@ RULES: dict[str, Callable[[], AbstractContextManager[object]]] = {
         results_in_any_order,
         bodies_dropped_too_far,
         recovery_beside_results_that_are_being_written,
+        numbers_taken_for_places,
     )
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from enum import StrEnum
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -64,11 +66,15 @@ KINDS = {
 
 @dataclass
 class Step:
-    """An operation, and what its client knows of it. An `alone` one is sent when all before it have ended."""
+    """An operation, and what its client knows of it. An `alone` one is sent when all before it have ended.
+
+    An `uncounted` one is sent without a number, and nothing after it before it has ended.
+    """
 
     number: int
     what: What
     alone: bool = False
+    uncounted: bool = False
     tokens: tuple[int, ...] = (5, 6)
     rate: float = 1e-4
     name: str = ""
@@ -85,7 +91,7 @@ class Step:
 
     @property
     def kind(self) -> str:
-        return KINDS.get(self.what, str(self.what))
+        return "save_and_create" if self.uncounted else KINDS.get(self.what, str(self.what))
 
 
 @dataclass
@@ -161,6 +167,13 @@ def _make_run(random: Random, index: int, size: int, *, deadly: bool) -> Run:
             step.number = number
     if steps[-1].what == What.MISSING:  # nothing would ever wait for it
         steps[-1].what = What.STEP
+    sent = steps[0]
+    for before, step in pairwise(steps):
+        # a number that never comes has no place before an operation that is not counted
+        by_chance = step.number % 4 > 0
+        step.uncounted = step.what == What.EXPORT and before.what != What.MISSING and by_chance
+        step.alone |= step.uncounted or sent.uncounted
+        sent = step if step.what != What.MISSING else sent
     return Run(index, steps, random.choice((1, 2, 4, 8)))
 
 
@@ -186,7 +199,8 @@ def _make_step(random: Random, index: int, number: int, saved: list[str]) -> Ste
 
 def body_of(run: Run, step: Step) -> tuple[bytes, str]:
     """As the SDK sends it, with its content type."""
-    base: dict[str, Any] = {"model_id": run.run_id, "seq_id": step.number}
+    counted = step.number - sum(each.uncounted for each in run.steps[: step.number])
+    base: dict[str, Any] = {"model_id": run.run_id, "seq_id": None if step.uncounted else counted}
     adam = {"learning_rate": step.rate}
     match step.what:
         case What.CREATE:
@@ -208,6 +222,8 @@ def body_of(run: Run, step: Step) -> tuple[bytes, str]:
             return json_body(base | {"forward_backward_input": part, "adam_params": adam})
         case What.SAVE:
             return json_body(base | {"path": step.name, "overwrite": True})
+        case What.EXPORT if step.uncounted:
+            return json_body(base | {"name": step.name, "ttl_seconds": step.ttl})
         case What.EXPORT:
             return json_body(base | {"path": step.name, "ttl_seconds": step.ttl})
         case What.REVISION:
@@ -248,6 +264,8 @@ class Reference:
             case What.SAVE:
                 self.saved[step.name] = self.state.saved()
                 return json_body({"path": self.run.path("weights", step.name), "type": "save_weights"})[0]
+            case What.EXPORT if step.uncounted:
+                return self._saved_and_created(step)
             case What.EXPORT:
                 return json_body({"path": self.run.path("sampler_weights", step.name)})[0]
             case What.REVISION:
@@ -262,3 +280,9 @@ class Reference:
             case What.DEADLY:
                 return "engine workers ended over this operation"
         return "beta1"
+
+    def _saved_and_created(self, step: Step) -> bytes:
+        place = hashlib.sha256(f"{self.run.run_id}/{step.number}".encode()).digest()
+        sampler_id = sampler_id_of(self.run.session_id, 1 << 52 | int.from_bytes(place[:6]))
+        path = self.run.path("sampler_weights", step.name)
+        return json_body({"sampling_session_id": sampler_id, "path": path, "type": "save_and_create"})[0]

@@ -7,7 +7,8 @@ from collections.abc import Coroutine
 from contextlib import suppress
 
 from mint.dispatch.fleet import Fleet
-from mint.dispatch.streams import CLOSE_SECONDS, Journal, RunStream, Ticket
+from mint.dispatch.streams import Journal, RunStream
+from mint.dispatch.tickets import CLOSE_SECONDS, Ticket
 
 
 class Dispatcher:
@@ -25,6 +26,10 @@ class Dispatcher:
     def submit(self, run_id: str, ticket: Ticket) -> None:
         """Queue a training operation; it runs after all of its run with lower numbers."""
         self._stream(run_id, ticket.model).accept(ticket)
+
+    def expect(self, run_id: str, seq_id: int, model: str) -> None:
+        """An operation will be submitted, or skipped, however long that takes; its run waits."""
+        self._stream(run_id, model).expect(seq_id)
 
     def skip(self, run_id: str, seq_id: int) -> None:
         """Go on without an operation that was refused; a stream that is yet to be made learns it from the journal."""

@@ -17,7 +17,7 @@ from secrets import token_hex
 
 from mint.dispatch.fleet import Fleet
 from mint.dispatch.rate import Rate
-from mint.dispatch.streams import CLOSE_SECONDS, MAX_DEATHS, SUSPECT_DEATHS, Ticket, given_up
+from mint.dispatch.tickets import CLOSE_SECONDS, MAX_DEATHS, SUSPECT_DEATHS, Ticket, given_up
 from mint.engine.core import OnProgress, Progress, Result, Sample, WorkerDiedError
 from mint.errors import SERVER_FAULT, BusyError, MintError, UnavailableError
 
@@ -206,8 +206,8 @@ class SampleQueue:
             await asyncio.wait(self._finishing, timeout=CLOSE_SECONDS)  # a database may refuse to take them
 
     def _tickets(self) -> Iterator[SampleTicket]:
-        yield from self._waiting.values()
-        yield from (ticket for ticket, _ in self._out.values())
+        yield from list(self._waiting.values())  # the sweeper asks from the database's thread
+        yield from [ticket for ticket, _ in list(self._out.values())]
 
     def _withdraw(self, request_id: str) -> SampleTicket | None:
         if (ticket := self._waiting.pop(request_id, None)) is not None:

@@ -8,44 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 from mint.dispatch.fleet import Fleet
 from mint.dispatch.snapshots import Snapshots, SnapshotStore
+from mint.dispatch.tickets import MAX_DEATHS, SUSPECT_DEATHS, Ticket, given_up
 from mint.engine.core import Command, Result, UnloadRun, Worker, WorkerDiedError
 from mint.errors import BadRequestError, MintError
 
 logger = logging.getLogger(__name__)
 
-CLOSE_SECONDS = 5.0
-"""For the results that have come to be written when the server stops."""
-
 READ_PAUSES = (0.1, 1.0, 5.0)
 """Seconds between tries to read a journal that does not answer."""
-
-
-SUSPECT_DEATHS = 2
-"""Workers that died over an operation before it is sent to the next one by itself."""
-MAX_DEATHS = 3
-"""Workers that died over an operation before it is held to be what kills them, and given up."""
-
-
-def given_up() -> MintError:
-    """How an operation ends that kills workers."""
-    return MintError(f"{MAX_DEATHS} engine workers ended over this operation; it was given up")
-
-
-@dataclass(frozen=True)
-class Ticket:
-    """A journaled operation on its way to a worker. `finish` writes the result down and wakes who waits."""
-
-    request_id: str
-    seq_id: int
-    model: str
-    command: Command
-    finish: Callable[[Result | MintError], Awaitable[None]]
 
 
 @dataclass(frozen=True)
@@ -91,6 +66,7 @@ class RunStream:
         self._gap_seconds = gap_seconds
         self._next: int | None = None
         self._waiting: dict[int, Ticket] = {}
+        self._coming: set[int] = set()
         self._skipped: set[int] = set()
         self._sent: dict[int, Ticket] = {}
         self._deaths: dict[int, int] = {}
@@ -108,7 +84,7 @@ class RunStream:
     @property
     def idle(self) -> bool:
         """Whether nothing is waiting or under way."""
-        return not (self._waiting or self._sent or self._finishing)
+        return not (self._waiting or self._coming or self._sent or self._finishing)
 
     @property
     def next_seq_id(self) -> int | None:
@@ -118,7 +94,7 @@ class RunStream:
     @property
     def open_numbers(self) -> list[int]:
         """Of the operations that have no result, in order."""
-        return sorted((*self._sent, *self._waiting))
+        return sorted((*self._sent, *self._coming, *self._waiting))
 
     async def drain(self) -> None:
         """Wait until nothing is waiting, under way or being rebuilt."""
@@ -126,16 +102,23 @@ class RunStream:
             self._settled.clear()
             await self._settled.wait()
 
+    def expect(self, seq_id: int) -> None:
+        """An operation will be accepted, or skipped, however long that takes: it is no gap."""
+        self._coming.add(seq_id)
+
     def accept(self, ticket: Ticket) -> None:
         """Take an operation; it is sent once all before it have been."""
+        self._coming.discard(ticket.seq_id)
         self._waiting[ticket.seq_id] = ticket
         self._release()
 
     def skip(self, seq_id: int) -> None:
         """A number was spent on a request that was refused."""
+        self._coming.discard(seq_id)
         if self._next is None or seq_id >= self._next:
             self._skipped.add(seq_id)
             self._release()
+        self._settled.set()
 
     def worker_lost(self) -> None:
         """The worker has died: rebuild the run on the next one."""
@@ -200,10 +183,10 @@ class RunStream:
 
     def _give_up_gap(self) -> None:
         self._gap_timer = None
-        if self._waiting and self._next is not None:
+        if self._next is not None and self._waiting and self._next not in self._coming:
             logger.warning("run %s goes on without operation %d, which never arrived", self._run_id, self._next)
-            self._next = min(self._waiting)
-            self._release()
+            self._next = min((*self._waiting, *self._coming))
+        self._release()
 
     def _refuse_late(self, ticket: Ticket) -> None:
         error = BadRequestError(

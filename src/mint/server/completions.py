@@ -97,12 +97,16 @@ class Completions:
         """Whether polls are to be answered at once."""
         return self._closing
 
-    def feed(self, target: Target, idle_seconds: float) -> Feed:
-        """The feed of a client, which begins now if there is none; feeds that nobody polls for so long end."""
+    def feed(self, target: Target, after: int, idle_seconds: float) -> Feed:
+        """The feed of a client, which begins now if there is none; feeds that nobody polls for so long end.
+
+        Args:
+            after: the client's cursor. A feed that begins does so behind it, whatever the clock says.
+        """
         feed = self._feeds.get(target)
         if feed is None:
             self._feeds = {key: each for key, each in self._feeds.items() if monotonic() - each.polled < idle_seconds}
-            feed = self._feeds[target] = Feed(cursor=(now := _now()), floor=now)
+            feed = self._feeds[target] = Feed(cursor=(now := max(_now(), after + 1)), floor=now)
         feed.polled = monotonic()
         return feed
 

@@ -72,6 +72,7 @@ async def _forget_session(services: Services, session_id: str, over: Callable[[C
     ):
         pass
     await services.database.transaction(partial(expiry.forget_session, session_id=session_id))
+    services.displaced.difference_update(run_ids)
 
 
 async def _drop_snapshots_of_finished(services: Services) -> None:

@@ -11,6 +11,7 @@ import asyncio
 import logging
 
 from mint.errors import OperationCancelledError
+from mint.server.operations.cancel import give_up
 from mint.server.services import Services
 from mint.server.sweeper import end_revisions
 from mint.store import repository
@@ -20,7 +21,8 @@ logger = logging.getLogger(__name__)
 
 async def cancel_samples(services: Services, client: str, reason: str) -> None:
     """Give up the samples of a session, or one without; each fails with the reason."""
-    await services.samples.cancel(services.samples.of_client(client), OperationCancelledError(reason))
+    error = OperationCancelledError(reason)
+    await give_up(services, services.samples.of_client(client), lambda each: each.client == client, error)
 
 
 async def watch(services: Services) -> None:

@@ -39,7 +39,8 @@ class Results:
 
     def folders(self) -> set[str]:
         """Checkpoint folders that operations under way read."""
-        return {entry.operation.directory for entry in self._under_way.values() if entry.operation.directory}
+        under_way = list(self._under_way.values())  # the sweeper asks from the database's thread
+        return {entry.operation.directory for entry in under_way if entry.operation.directory}
 
     def expects(self, request_id: str) -> bool:
         """Whether that operation is under way."""

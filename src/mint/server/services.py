@@ -24,6 +24,7 @@ from mint.server.results import Results
 from mint.server.signing import Signer
 from mint.server.tokens import Tokens
 from mint.store.database import Database
+from mint.store.schema import Operation
 
 
 class Underway(Counter[str]):
@@ -50,7 +51,8 @@ class Services:
         displaced: runs whose clients' numbers may not be places any more; see `store.places`.
         started: set once every model is loaded and unfinished operations of the last process are queued again.
         interpolating: which folders are read for a sum of checkpoints, by the operation that is under way.
-        fetches: operations that wait for a checkpoint's files.
+        fetching: operations that wait for a checkpoint's files, by request id; who takes one out has to finish it.
+        fetches: the tasks that fetch these files.
         draining: the server is stopping; it accepts no more work.
         downloads: checkpoint folders that are being downloaded; the sweeper leaves them alone.
         uploads: owners who are uploading.
@@ -74,6 +76,7 @@ class Services:
     interpolating: dict[str, set[str]] = field(default_factory=dict)
     displaced: set[str] = field(default_factory=set)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    fetching: dict[str, Operation] = field(default_factory=dict)
     fetches: set[asyncio.Task[None]] = field(default_factory=set)
     draining: bool = False
     downloads: Underway = field(default_factory=Underway)

@@ -13,7 +13,6 @@ from itertools import count
 from time import time
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import SQLAlchemyError
 
 from mint.server.forgetting import forget
 from mint.server.operations.kinds import REPLAYED
@@ -45,7 +44,7 @@ async def keep_sweeping(services: Services) -> None:
             await sweep(services)
             if number % FORGET_EVERY == 0:
                 await forget(services)
-        except (SQLAlchemyError, OSError):
+        except Exception:
             logger.exception("sweeping failed; the next round tries again")
         await asyncio.sleep(SWEEP_SECONDS)
 

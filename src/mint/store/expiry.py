@@ -9,7 +9,20 @@ from collections.abc import Collection
 from time import time
 from typing import Any
 
-from sqlalchemy import ColumnElement, Connection, Select, String, and_, bindparam, delete, exists, or_, select, update
+from sqlalchemy import (
+    ColumnElement,
+    Connection,
+    Select,
+    String,
+    and_,
+    bindparam,
+    delete,
+    exists,
+    or_,
+    select,
+    union_all,
+    update,
+)
 
 from mint.store.schema import (
     RunSnapshot,
@@ -72,10 +85,11 @@ def over(connection: Connection, finished_before: float, silent_before: float, l
 
 def _of_session(session_id: ColumnElement[str]) -> ColumnElement[bool]:
     """Whether an operation is one of a session's."""
-    of_runs = select(runs.c.run_id).where(runs.c.session_id == session_id).correlate(sessions)
-    of_samplers = select(samplers.c.sampler_id).where(samplers.c.session_id == session_id).correlate(sessions)
-    losses = operations.c.stream == session_id + ":loss"
-    return or_(operations.c.stream.in_(of_runs), operations.c.stream.in_(of_samplers), losses)
+    of_runs = select(runs.c.run_id).where(runs.c.session_id == session_id)
+    of_samplers = select(samplers.c.sampler_id).where(samplers.c.session_id == session_id)
+    streams = (of_runs, of_samplers, select(session_id + ":loss"))
+    # one list of names: with several, PostgreSQL reads all operations
+    return operations.c.stream.in_(union_all(*(query.correlate(sessions) for query in streams)))
 
 
 def _over() -> Select[tuple[str]]:

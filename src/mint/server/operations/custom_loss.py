@@ -77,6 +77,8 @@ def _row(request: CreateCustomLossRequest, operation: Operation) -> CustomLoss:
 def custom_loss_facts(connection: Connection, catalog: Catalog, request: PassRequest, owner: str) -> dict[str, Any]:
     """The loss that a pass names, as a fact for the journal; none if it is not a custom one.
 
+    The loss of another session than the run's is one of the facts itself, since it may be forgotten before the run.
+
     Raises:
         BadRequestError: it names none.
         NotFoundError: there is no such loss.
@@ -87,11 +89,18 @@ def custom_loss_facts(connection: Connection, catalog: Catalog, request: PassReq
     loss_id = request.loss_config.get("loss_id")
     if not isinstance(loss_id, str):
         raise BadRequestError("must be the text that create_custom_loss answered", field=LOSS_ID)
-    catalog.losses.check(connection, loss_id, owner, LOSS_ID)
-    return {"custom_loss": loss_id}
+    if loss_id.partition(":")[0] == request.model_id.partition(":")[0]:
+        catalog.losses.check(connection, loss_id, owner, LOSS_ID)
+        return {"custom_loss": loss_id}
+    loss = access.owned(repository.find(connection, CustomLoss, loss_id=loss_id), owner, LOSS_ID, loss_id)
+    return {"custom_loss": {"name": loss.name, **loss.graph}}
 
 
 def recall_loss(connection: Connection, catalog: Catalog, facts: dict[str, Any]) -> dict[str, Any]:
     """What the loss among a pass's facts computes, as `loss_graph`; nothing if there is none."""
-    loss_id = facts.get("custom_loss")
-    return {"loss_graph": catalog.losses.graph(connection, loss_id)} if loss_id is not None else {}
+    loss: str | dict[str, Any] | None = facts.get("custom_loss")
+    if loss is None:
+        return {}
+    if isinstance(loss, str):
+        return {"loss_graph": catalog.losses.graph(connection, loss)}
+    return {"loss_graph": parse_loss_graph(loss["name"], loss["inputs"], loss)}

@@ -15,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from mint.errors import BadRequestError
+from mint.errors import BadRequestError, GoneError
 from mint.server.operations.answered import answered
 from mint.server.operations.weights import SHAPE_FIELDS
 from mint.store import checkpoints, journal, repository
@@ -61,9 +61,12 @@ def known_answer(connection: Connection, request: Request, run_id: str, field: s
 
     Raises:
         BadRequestError: naming `field`; the run is there by another call.
+        GoneError: it was made so long ago that the answer is forgotten.
     """
     first = journal.known(connection, run_id, 0)
     if first is None:
+        if repository.find(connection, Run, run_id=run_id) is not None:
+            raise GoneError(f"{run_id} was made before, and the answer is forgotten", field=field)
         return None
     if first.kind != request.kind or first.facts["request"] != request.content:
         raise BadRequestError(

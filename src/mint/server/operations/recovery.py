@@ -17,12 +17,12 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from mint.dispatch.streams import History
 from mint.engine.core import ForwardBackward, Planned, RestoreRun, SampleBatch
-from mint.errors import MintError
+from mint.errors import SERVER_FAULT, MintError
 from mint.server.catalog import Catalog
+from mint.server.operations.dispatching import dispatch
 from mint.server.operations.finishing import fail
 from mint.server.operations.kinds import KINDS, recalled
 from mint.server.operations.planning import PLANNING, aside, pool_for
-from mint.server.operations.submit import dispatch
 from mint.server.services import Services
 from mint.store import journal, repository
 from mint.store.database import Database
@@ -65,8 +65,11 @@ async def _take_up(services: Services, operation: Operation) -> None:
     try:
         found = await services.database.transaction(lambda c: recalled(c, catalog, operation))
         request, command = await aside(pool_for(kind, catalog, operation.payload), _again, catalog, found)
-    except MintError as error:
-        await fail(services, operation, error)
+    except SQLAlchemyError:
+        raise
+    except Exception as error:  # one operation does not keep the server from starting
+        logger.exception("operation %s cannot be taken up", operation.request_id)
+        await fail(services, operation, error if isinstance(error, MintError) else MintError(SERVER_FAULT))
         services.dispatcher.skip(operation.stream, operation.seq_id)
     else:
         dispatch(services, kind, operation, request, command)

@@ -1,10 +1,7 @@
-"""An operation's way into the server: accepted, journaled, dispatched."""
+"""An operation's way into the server: accepted and journaled; then it is dispatched."""
 
 from __future__ import annotations
 
-import asyncio
-import logging
-from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -15,14 +12,12 @@ from typing import Any, Generic, TypeVar
 
 from sqlalchemy import Connection
 
-from mint.dispatch.sample_batches import add_batch
-from mint.dispatch.sample_queue import SampleTicket
-from mint.dispatch.streams import Ticket
-from mint.engine.core import Interpolate, Planned, Result, Sample, SampleBatch
-from mint.errors import SERVER_FAULT, BadRequestError, BusyError, MintError, PermissionDeniedError
-from mint.observability.logs import begin, bind
+from mint.engine.core import Planned
+from mint.errors import BadRequestError, BusyError, GoneError, MintError, PermissionDeniedError
+from mint.observability.logs import bind
 from mint.server import limits
 from mint.server.operations import finishing
+from mint.server.operations.dispatching import dispatch
 from mint.server.operations.kind import Kind
 from mint.server.operations.kinds import recalled
 from mint.server.operations.planning import DECODING, aside, pool_for
@@ -32,8 +27,6 @@ from mint.store.keys import Key
 from mint.store.schema import Operation, Run, Status
 from mint.wire.numbering import numbering
 from mint.wire.passes import JSON
-
-logger = logging.getLogger(__name__)
 
 R = TypeVar("R")
 
@@ -146,7 +139,10 @@ class _WayIn(Generic[R]):
         if self.number is not None:
             return journal.known(connection, self.arrived.stream, self._place(connection))
         request_id = places.known(connection, self.arrived.stream, self.retry_key)
-        return journal.find(connection, request_id) if request_id is not None else None
+        first = journal.find(connection, request_id) if request_id is not None else None
+        if first is None and request_id is not None:
+            raise GoneError("names a request whose answer was forgotten", field="X-Idempotency-Key")
+        return first
 
     def _place(self, connection: Connection) -> int:
         if self.number is None:
@@ -231,57 +227,3 @@ async def _spend(services: Services, refused: Operation) -> None:
     place = await services.database.transaction(write)
     if place is not None:
         services.dispatcher.skip(refused.stream, place)
-
-
-def dispatch(services: Services, kind: Kind[R], operation: Operation, request: R, command: Planned) -> None:
-    """Send a journaled operation on its way to the worker; its result will be written down."""
-
-    async def finish(outcome: Result | MintError) -> None:
-        begin(request_id=operation.request_id, run_id=operation.stream, owner=operation.owner)
-        await finishing.finish(services, kind, operation, request, command, outcome)
-        if isinstance(command, Interpolate):
-            del services.interpolating[operation.request_id]
-            services.dispatcher.unload(operation.stream)  # it had nothing but this operation
-
-    def send() -> None:
-        what = operation.request_id, operation.seq_id, operation.facts["model"]
-        if isinstance(command, Sample):
-            services.presence.beat(operation.client)
-            services.samples.add(SampleTicket(*what, command, finish, operation.owner, operation.client))
-        elif isinstance(command, SampleBatch):
-            services.presence.beat(operation.client)
-            first = SampleTicket(*what, command.samples[0], finish, operation.owner, operation.client)
-            add_batch(services.samples, first, command)
-        else:
-            services.dispatcher.submit(operation.stream, Ticket(*what, command, finish))
-
-    folders = {operation.directory} if operation.directory is not None else set()
-    if isinstance(command, Interpolate):
-        folders = {source.directory.name for source in command.sources}
-        services.interpolating[operation.request_id] = folders
-    services.results.expect(operation)
-    if all(map(services.catalog.store.is_here, folders)):
-        send()
-    else:
-        fetching = asyncio.create_task(_fetch(services, operation, folders, send, finish))
-        services.fetches.add(fetching)
-        fetching.add_done_callback(services.fetches.discard)
-
-
-async def _fetch(
-    services: Services,
-    operation: Operation,
-    folders: set[str],
-    send: Callable[[], None],
-    finish: Callable[[Result | MintError], Awaitable[None]],
-) -> None:
-    """Send an operation once the checkpoints that it reads are here; those of its run that come after it wait too."""
-    try:
-        for folder in folders:
-            await services.fetch(folder)
-    except Exception as error:
-        logger.exception("operation %s cannot read its checkpoint", operation.request_id)
-        await finish(error if isinstance(error, MintError) else MintError(SERVER_FAULT))
-        services.dispatcher.skip(operation.stream, operation.seq_id)
-    else:
-        send()

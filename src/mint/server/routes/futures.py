@@ -67,7 +67,7 @@ async def retrieve_futures(request: RetrieveFuturesRequest, services: Ready, own
     transaction, cursor = services.database.transaction, request.prev_cursor
     sampler = await transaction(lambda c: access.sampler(c, target.sampling_session_id, owner))
     services.presence.beat(sampler.session_id)
-    feed = services.completions.feed(target, services.config.session_timeout_seconds)
+    feed = services.completions.feed(target, cursor, services.config.session_timeout_seconds)
     # the feed has begun, so that nothing ends between what the journal has and what it will have
     earlier = await transaction(lambda c: _ended_before(c, target, cursor)) if cursor < feed.floor else []
     longest = services.config.long_poll_seconds

@@ -14,6 +14,7 @@ from mint.errors import OperationCancelledError
 from mint.server import access
 from mint.server.body import read_body
 from mint.server.dependencies import Caller, Owner, Ready
+from mint.server.operations.cancel import give_up
 from mint.server.operations.kinds import KINDS
 from mint.server.operations.planning import LARGE_BODY, PLANNING, aside
 from mint.server.operations.submit import submit
@@ -107,5 +108,6 @@ async def delete_action_session(action_session_id: str, services: Ready, owner: 
     await services.database.transaction(delete)
     under_way = services.results.of_stream(action_session_id)
     parts = [part for request_id in under_way for part in services.samples.of_request(request_id)]
-    await services.samples.cancel(parts, OperationCancelledError("the action session was deleted"))
+    error = OperationCancelledError("the action session was deleted")
+    await give_up(services, parts, lambda each: each.stream == action_session_id, error)
     return {"action_session_id": action_session_id, "type": "delete_action_session"}
