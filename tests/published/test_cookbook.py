@@ -10,6 +10,7 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from .conftest import Programs, metrics, values
@@ -120,11 +121,12 @@ def test_distillation_on_policy_from_a_checkpoint(programs: Programs) -> None:
 
     log = programs.log("on_policy_distillation")
     settings = [f"teacher_model={MODEL}", f"teacher_checkpoint={path}", "group_size=2", "groups_per_batch=12"]
-    settings += ["learning_rate=1e-3", "max_tokens=12", "max_steps=6", "lora_rank=8", "eval_every=0", "save_every=0"]
+    settings += ["learning_rate=1e-3", "max_tokens=12", "max_steps=30", "lora_rank=8", "eval_every=0", "save_every=0"]
     program = f"{RECIPES}.distillation.on_policy_distillation"
     programs.run(program, f"model_name={MODEL}", f"log_path={log}", *settings)
     divergences = values(log, "teacher_kl")
-    assert divergences[-1] < divergences[0]
+    # of two dozen samples each, so one by one they go up and down
+    assert np.mean(divergences[-4:]) < np.mean(divergences[:4]), divergences
 
 
 @pytest.mark.slow
