@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -11,6 +12,7 @@ import mint
 
 from .inprocess import serve
 from .live import ALICE, BOB, LiveServer, tiny_model
+from .sdk import SECONDS
 
 __all__ = ["serve"]
 
@@ -43,15 +45,26 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveServer]:
     assert "Traceback" not in server.output
 
 
+@contextmanager
+def client_of(server: LiveServer, key: str) -> Iterator[mint.ServiceClient]:
+    """A client that is closed in the end, or left: leaving its own `with` block, it may wait for ever."""
+    service = mint.ServiceClient(base_url=server.url, api_key=key)
+    try:
+        yield service
+    finally:
+        with suppress(TimeoutError):
+            service.close("success").result(SECONDS)
+
+
 @pytest.fixture
 def alice(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[mint.ServiceClient]:
     monkeypatch.setenv("TINKER_TELEMETRY", "0")
-    with mint.ServiceClient(base_url=live.url, api_key=ALICE) as service:
+    with client_of(live, ALICE) as service:
         yield service
 
 
 @pytest.fixture
 def bob(live: LiveServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[mint.ServiceClient]:
     monkeypatch.setenv("TINKER_TELEMETRY", "0")
-    with mint.ServiceClient(base_url=live.url, api_key=BOB) as service:
+    with client_of(live, BOB) as service:
         yield service
