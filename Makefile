@@ -34,7 +34,7 @@ quickstart: $(STAMP) ## Watch the built-in model learn, by SFT and then by RL
 	@$(BIN)/mint run examples/quickstart.py
 
 test: lint types $(STAMP) ## Lint, types and tests
-	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses logical --dist loadfile
+	$(BIN)/python -m pytest -m "not slow and not gpu" --numprocesses logical --dist loadfile --timeout 300
 
 lint: $(STAMP) ## ruff
 	$(BIN)/ruff check .
