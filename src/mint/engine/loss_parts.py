@@ -273,7 +273,7 @@ class GraphPart:
         ).sum()
 
     def _datum(self, logprobs: Tensor, item: Item) -> Tensor:
-        inputs = {name: torch.from_numpy(value).to(logprobs.device) for name, value in item.datum.loss_inputs.items()}
+        inputs = {name: torch.tensor(value, device=logprobs.device) for name, value in item.datum.loss_inputs.items()}
         graph = self._command.loss_graph
         assert graph is not None
         try:
