@@ -20,7 +20,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "observability": set(),
     "openpi": set(),
     "tiny": set(),
-    "tiny_vla": {"openpi"},
+    "tiny_vla": {"openpi", "tiny"},
     # wire ◀ store ◀ server ▶ dispatch ▶ engine ▶ models
     "wire": EVERYONE,
     "store": EVERYONE | {"wire"},

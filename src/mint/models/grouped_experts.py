@@ -92,13 +92,11 @@ class GroupedExperts:
         self, weight: Tensor, which: int, x: Tensor, ends: Tensor, pieces: Sequence[Piece]
     ) -> tuple[Tensor, ...]:
         columns = self._columns[which]
-        parts = list(low_rank_parts(pieces, self._group + which, columns, x.device))
+        parts = list(_parts(pieces, self._group + which, columns, x.device))
         return adapted(RoutedProduct(weight, columns, ends), x, parts, self._active)
 
 
-def low_rank_parts(
-    pieces: Sequence[Piece], group: int, columns: Sequence[slice], device: torch.device
-) -> Iterator[Part]:
+def _parts(pieces: Sequence[Piece], group: int, columns: Sequence[slice], device: torch.device) -> Iterator[Part]:
     """What adapters add, `group` being that of the first expert; neighbours of one shape together."""
     for _, same in groupby(pieces, key=lambda piece: _likeness(piece.adapter)):
         members = list(same)

@@ -152,7 +152,7 @@ def train(
     record = Record()
     started = time.monotonic()
     model.train()
-    with _progress() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("training", total=plan.steps, loss=math.nan)
         for step, batch in enumerate(batches(tokenizer, plan)):
             loss = _step(model, batch, optimizer, plan.rate_at(step), plan.clip)
@@ -192,7 +192,8 @@ def _optimizer(model: Qwen3ForCausalLM, plan: Plan) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95), fused=True)
 
 
-def _progress() -> Progress:
+def progress_bar() -> Progress:
+    """Steps, and the loss of the last one, as `fields[loss]`."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

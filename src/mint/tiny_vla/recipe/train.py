@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch.nn import functional
 from transformers import (
     GemmaConfig,
@@ -24,6 +23,7 @@ from transformers import (
 
 from mint.openpi.prompts import FAST_FOLDER, PolicyTokens
 from mint.openpi.statistics import save_statistics
+from mint.tiny.recipe.train import progress_bar
 from mint.tiny_vla.reaching import IMAGE_SIZE, expert, render, visited
 from mint.tiny_vla.recipe.policy import Policy
 
@@ -94,7 +94,7 @@ def train(policy: Policy, plan: Plan, mirrored: bool = False, told: Callable[[st
     optimizer = torch.optim.AdamW(parameters, betas=(0.9, 0.95), weight_decay=plan.weight_decay)
     started, mean = time.monotonic(), math.nan
     policy.model.train()
-    with _progress() as progress:
+    with progress_bar() as progress:
         bar = progress.add_task("training", total=plan.steps, loss=math.nan)
         for step in range(plan.steps):
             for group in optimizer.param_groups:
@@ -118,16 +118,6 @@ def _loss_at(policy: Policy, plan: Plan, step: int, mirrored: bool) -> torch.Ten
     positions, targets = visited(np.random.default_rng((plan.seed, step)), plan.batch)
     wanted = policy.targets(expert(positions, targets, mirrored))
     return policy.loss(render(positions, targets), policy.prefixes(positions, mirrored), wanted)
-
-
-def _progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-        TextColumn("loss {task.fields[loss]:.3f}"),
-    )
 
 
 def widened(model: PaliGemmaForConditionalGeneration) -> PaliGemmaForConditionalGeneration:
